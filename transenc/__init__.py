@@ -1,0 +1,86 @@
+"""Unlabelled sentence pairs in, a better bi-encoder and a cross-encoder out.
+
+The public names below are loaded when they are first used, so that ``import transenc`` and the help of the
+command line do not wait for torch.
+
+Example:
+    >>> import transenc
+    >>> transenc.Backbone.__module__
+    'transenc.config'
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transenc.config import Backbone, DistillConfig
+    from transenc.distillation import DistillResult, distill
+    from transenc.encoders import load_bi_encoder, load_cross_encoder, load_encoder
+    from transenc.errors import BusyError, InputError, StateError, TransencError
+    from transenc.evaluation import evaluate_file, evaluate_pairs, evaluate_sts
+    from transenc.labeling import label_pairs
+    from transenc.pairs import read_pairs
+    from transenc.scoring import encode_texts, score_pairs
+
+    __version__: str
+
+__all__ = [
+    "Backbone",
+    "BusyError",
+    "DistillConfig",
+    "DistillResult",
+    "InputError",
+    "StateError",
+    "TransencError",
+    "__version__",
+    "distill",
+    "encode_texts",
+    "evaluate_file",
+    "evaluate_pairs",
+    "evaluate_sts",
+    "label_pairs",
+    "load_bi_encoder",
+    "load_cross_encoder",
+    "load_encoder",
+    "read_pairs",
+    "score_pairs",
+]
+
+_HOMES = {
+    "config": ("Backbone", "DistillConfig"),
+    "distillation": ("DistillResult", "distill"),
+    "encoders": ("load_bi_encoder", "load_cross_encoder", "load_encoder"),
+    "errors": ("BusyError", "InputError", "StateError", "TransencError"),
+    "evaluation": ("evaluate_file", "evaluate_pairs", "evaluate_sts"),
+    "labeling": ("label_pairs",),
+    "pairs": ("read_pairs",),
+    "scoring": ("encode_texts", "score_pairs"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name on first use, then keep it (PEP 562)."""
+    if name == "__version__":
+        value: object = _read_version()
+    elif home := next((module for module, names in _HOMES.items() if name in names), None):
+        value = getattr(import_module(f"transenc.{home}"), name)
+    else:
+        raise AttributeError(f"module 'transenc' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)
+
+
+def _read_version() -> str:
+    # Imported here: it takes longer than the rest of `import transenc`.
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("transenc")
+    except PackageNotFoundError:
+        return "unknown"  # run from a source tree that was never installed

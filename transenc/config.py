@@ -1,0 +1,215 @@
+"""Settings: frozen dataclasses that are the only source of defaults. Flags, YAML and the docs derive from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from transenc.errors import InputError
+
+BI_LOSSES = ("mse", "cosent", "angle")
+SCALES = ("raw", "quantile")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+def _expect(ok: bool, name: str, expected: str, found: Any) -> None:
+    if not ok:
+        raise InputError(f"{name} must be {expected}, found {found!r}")
+
+
+def _check_choices(settings: Any) -> None:
+    for f in dataclasses.fields(settings):
+        choices, value = f.metadata.get("choices"), getattr(settings, f.name)
+        _expect(not choices or value in choices, f.name, f"one of {', '.join(choices or ())}", value)
+
+
+def setting(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field with its help text; the command line is generated from it."""
+    return field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """One language model in both of its forms.
+
+    Args:
+        bi: the bi-encoder to start from: a folder or a Hub id.
+        cross: what the cross-encoder starts from (the paper takes the plain language model);
+            None: the weights of `bi`.
+        pooling: how to pool a bare Hugging Face folder (`cls`, `mean`, ...); None: what the folder says.
+
+    Example:
+        >>> Backbone("princeton-nlp/unsup-simcse-bert-base-uncased", cross="bert-base-uncased", pooling="cls").pooling
+        'cls'
+    """
+
+    bi: str
+    cross: str | None = None
+    pooling: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How one form is trained; lengths in tokens, rates per AdamW step, `warmup` as a share of the steps."""
+
+    epochs: float = setting(1.0, "passes over the pairs (more than 0)")
+    batch_size: int = setting(32, "pairs in a batch")
+    learning_rate: float = setting(2e-5, "peak learning rate, linear decay")
+    max_length: int = setting(64, "tokens kept: of a sentence (bi-encoder), of a pair (cross-encoder)")
+    warmup: float = setting(0.0, "share of the steps with a rising learning rate, 0 to 1")
+    weight_decay: float = setting(0.01, "AdamW weight decay")
+    group_by_length: bool = setting(False, "batches of similar length: less padding, faster")
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("epochs", "learning_rate"):
+            value = getattr(self, name)
+            _expect(math.isfinite(value) and value > 0, name, "a positive number", value)
+        _expect(self.batch_size >= 1, "batch_size", "1 or more", self.batch_size)
+        _expect(self.max_length >= 3, "max_length", "3 or more", self.max_length)
+        _expect(0 <= self.warmup < 1, "warmup", "at least 0 and below 1", self.warmup)
+        _expect(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
+        _check_choices(self)
+
+
+@dataclass(frozen=True)
+class BiTrainingSettings(TrainingSettings):
+    """The bi-encoder stage; `mse` is the reference's loss on the cosine."""
+
+    loss: str = setting("cosent", "loss on the cosine and the label", BI_LOSSES)
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Every setting of a distillation run that is not an input. The defaults are the preset `default`.
+
+    `keep_label` and `scale` decide the student's labels: `keep_label * bi + (1 - keep_label) * cross`, after
+    `scale` has brought all teachers to one scale. The reference hands on the cross-encoder's label alone (0, raw).
+
+    Raises:
+        InputError: a value is out of its range.
+
+    Example:
+        >>> DistillConfig(cycles=2).bi.loss
+        'cosent'
+    """
+
+    cycles: int | str = setting(1, "cycles to run (1 or more), or `auto`: until the criterion no longer rises")
+    seed: int = setting(2021, "root of every stage's seed, 0 or more")
+    keep_label: float = setting(0.5, "weight of the bi-encoder's own label in its student's label, 0 to 1")
+    scale: str = setting("quantile", "bring the teachers to one scale before averaging", SCALES)
+    continue_bi: bool = setting(False, "a cycle's bi-encoder starts from the last cycle's, not from the start")
+    continue_cross: bool = setting(False, "a cycle's cross-encoder starts from the last cycle's, not from its start")
+    select: str = setting("auto", "what chooses the best cycle; auto: dev if there is a dev set, else last", (
+        "auto", "dev", "last"))  # fmt: skip
+    eval_steps: int = setting(0, "with a dev set: evaluate and keep the best checkpoint every N steps; 0: the last one")
+    save_steps: int = setting(200, "save a checkpoint every N steps")
+    precision: str = setting("auto", "arithmetic of training and labelling; weights stay float32", PRECISIONS)
+    batch_tokens: int = setting(8192, "token budget of one batch when labelling and evaluating")
+    bi: BiTrainingSettings = BiTrainingSettings(batch_size=32, learning_rate=2e-5, max_length=64)
+    cross: TrainingSettings = TrainingSettings(
+        batch_size=32, learning_rate=5e-5, max_length=128, warmup=0.1, group_by_length=True
+    )
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        whole = isinstance(self.cycles, int) and self.cycles >= 1
+        _expect(whole or self.cycles == "auto", "cycles", "1 or more, or 'auto'", self.cycles)
+        _expect(0 <= self.keep_label <= 1, "keep_label", "between 0 and 1", self.keep_label)
+        for name, least in (("seed", 0), ("eval_steps", 0), ("save_steps", 1), ("batch_tokens", 1)):
+            _expect(getattr(self, name) >= least, name, f"{least} or more", getattr(self, name))
+        _check_choices(self)
+
+
+REFERENCE = DistillConfig(
+    cycles=3,
+    keep_label=0.0,
+    scale="raw",
+    eval_steps=200,
+    bi=BiTrainingSettings(epochs=10, batch_size=128, learning_rate=5e-5, max_length=32, loss="mse"),
+    cross=TrainingSettings(epochs=1, batch_size=32, learning_rate=2e-5, max_length=64, warmup=0.1),
+)
+"""The recipe of the reference code (Liu et al., ICLR 2022), its bugs fixed."""
+
+PRESETS: Mapping[str, DistillConfig] = {"default": DistillConfig(), "reference": REFERENCE}
+
+
+def merge_config(base: DistillConfig, changes: Mapping[str, Any], *, where: str = "settings") -> DistillConfig:
+    """Return `base` with the nested `changes`, e.g. `{"cycles": 2, "bi": {"epochs": 3}}`.
+
+    Raises:
+        InputError: an unknown name, a wrong type, a value out of range; `where` names the source.
+
+    Example:
+        >>> merge_config(DistillConfig(), {"bi": {"epochs": 3}}).bi.epochs
+        3.0
+    """
+    return _replace(base, changes, where)
+
+
+def read_config(path: str | Path) -> dict[str, Any]:
+    """Read settings from a YAML or JSON file; a run's own `run.json` is one too.
+
+    Raises:
+        InputError: no such file, no mapping, or not parseable.
+    """
+    import yaml
+
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read the configuration: {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected a mapping of settings, found {type(content).__name__}")
+    return content
+
+
+def to_dict(config: DistillConfig) -> dict[str, Any]:
+    """The config as plain JSON values, the inverse of `merge_config`."""
+    return json.loads(json.dumps(dataclasses.asdict(config), allow_nan=False))
+
+
+def field_types(kind: type) -> dict[str, Any]:
+    """Names and resolved types of a settings class, in order."""
+    hints = get_type_hints(kind)
+    return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+
+
+def _replace(base: Any, changes: Mapping[str, Any], where: str) -> Any:
+    types = field_types(type(base))
+    values = {}
+    for name, value in changes.items():
+        if name not in types:
+            raise InputError(f"{where}: no setting {name!r}; expected one of {', '.join(types)}")
+        if dataclasses.is_dataclass(types[name]):
+            if not isinstance(value, Mapping):
+                raise InputError(f"{where}: {name} must be a mapping of settings, found {value!r}")
+            values[name] = _replace(getattr(base, name), value, f"{where}: {name}")
+        else:
+            values[name] = _convert(value, types[name], f"{where}: {name}")
+    try:
+        return dataclasses.replace(base, **values)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    kinds = get_args(kind) or (kind,)
+    for candidate in kinds:
+        if candidate is float and isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(value, candidate) and not (isinstance(value, bool) and candidate is not bool):
+            return value
+    if float in kinds and isinstance(value, str):  # YAML 1.1 reads 2e-5 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    raise InputError(f"{where} must be {' or '.join(k.__name__ for k in kinds)}, found {value!r}")

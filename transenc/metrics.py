@@ -1,0 +1,164 @@
+"""The metrics of the evaluations, as `evaluate.Metric` subclasses that need no network.
+
+A figure that is undefined (all values equal, one class only) is None, never NaN, and the reason stands beside
+it. Figures are fractions, not percentages.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+
+import evaluate
+import numpy as np
+from datasets import Features, Value
+from scipy.stats import NearConstantInputWarning, pearsonr, spearmanr
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from transenc.errors import StateError
+
+Figures = dict[str, float | str | None]
+
+_INPUTS = """
+Args:
+    predictions: Similarities, one a pair; any scale.
+    references: Gold values, one a pair.
+"""
+
+
+class Correlation(evaluate.Metric):
+    """Spearman's and Pearson's correlation of similarities with gold scores.
+
+    Ties get the mean of their ranks. ``compute`` returns ``{"spearman", "pearson"}``, each in [-1, 1] or None,
+    and with None the text "reason".
+
+    Example:
+        >>> metric = Correlation(keep_in_memory=True)
+        >>> metric.compute(predictions=[0.1, 0.2, 0.4], references=[1.0, 2.0, 3.0])["spearman"]
+        1.0
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="Spearman's and Pearson's correlation with gold scores.",
+            citation="",
+            inputs_description=_INPUTS,
+            features=Features({"predictions": Value("float64"), "references": Value("float64")}),
+        )
+
+    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> Figures:
+        x, y = _check_finite("prediction", predictions), _check_finite("gold score", references)
+        if reason := _explain_constant(x, y):
+            return {"spearman": None, "pearson": None, "reason": reason}
+        with warnings.catch_warnings():
+            # Only a remark that digits are lost; what comes out is checked below.
+            warnings.simplefilter("ignore", NearConstantInputWarning)
+            # A huge value can overflow in Pearson's sums, which shows in the result.
+            with np.errstate(over="ignore", invalid="ignore"):
+                found = {"spearman": float(spearmanr(x, y)[0]), "pearson": float(pearsonr(x, y)[0])}
+        figures: Figures = {name: value if math.isfinite(value) else None for name, value in found.items()}
+        if None in figures.values():
+            figures["reason"] = "the values are too large or too close together for floating point"
+        return figures
+
+
+class RankingQuality(evaluate.Metric):
+    """ROC AUC and average precision of similarities against binary labels.
+
+    ``compute`` returns ``{"auc", "ap"}``, each in [0, 1] or None, and with None the text "reason". Equal
+    predictions are defined: AUC 0.5, and the share of label 1 as average precision.
+
+    Example:
+        >>> metric = RankingQuality(keep_in_memory=True)
+        >>> metric.compute(predictions=[0.9, 0.1], references=[1, 0]) == {"auc": 1.0, "ap": 1.0}
+        True
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="ROC AUC and average precision against labels 0 and 1.",
+            citation="",
+            inputs_description=_INPUTS,
+            features=Features({"predictions": Value("float64"), "references": Value("float64")}),
+        )
+
+    def _compute(self, predictions: Sequence[float], references: Sequence[float]) -> Figures:
+        x, y = _check_finite("prediction", predictions), _check_finite("label", references)
+        for i, label in enumerate(y):
+            if label not in (0.0, 1.0):
+                raise StateError(f"label {i}: expected 0 or 1, found {label:g}; correct the labels")
+        if len(y) == 0:
+            return {"auc": None, "ap": None, "reason": "there are no pairs"}
+        if y.min() == y.max():
+            return {"auc": None, "ap": None, "reason": f"all labels are {y[0]:g}"}
+        return {"auc": float(roc_auc_score(y, x)), "ap": float(average_precision_score(y, x))}
+
+
+def correlation(predictions: Sequence[float] | np.ndarray, references: Sequence[float] | np.ndarray) -> Figures:
+    """Return Spearman's and Pearson's correlation, see `Correlation`.
+
+    Args:
+        predictions: Similarities, shape [n].
+        references: Gold scores, shape [n].
+
+    Returns:
+        ``{"spearman", "pearson"}`` in [-1, 1], or None for what is undefined, then with "reason".
+
+    Raises:
+        StateError: A value is not finite; the message names its position.
+        ValueError: The lengths differ.
+
+    Example:
+        >>> correlation([0.5, 0.5, 0.5], [1, 2, 3])["reason"]
+        'all predictions are equal'
+    """
+    _check_lengths(predictions, references)
+    return Correlation(keep_in_memory=True).compute(predictions=predictions, references=references)
+
+
+def ranking_quality(predictions: Sequence[float] | np.ndarray, references: Sequence[int] | np.ndarray) -> Figures:
+    """Return ROC AUC and average precision, see `RankingQuality`.
+
+    Args:
+        predictions: Similarities, shape [n].
+        references: Labels 0 and 1, shape [n].
+
+    Returns:
+        ``{"auc", "ap"}`` in [0, 1], or None for what is undefined, then with "reason".
+
+    Raises:
+        StateError: A value is not finite or a label is neither 0 nor 1; the message names its position.
+        ValueError: The lengths differ.
+
+    Example:
+        >>> ranking_quality([0.9, 0.8, 0.1], [1, 1, 1])["reason"]
+        'all labels are 1'
+    """
+    _check_lengths(predictions, references)
+    return RankingQuality(keep_in_memory=True).compute(predictions=predictions, references=references)
+
+
+def _check_lengths(predictions: Sequence[float] | np.ndarray, references: Sequence[float] | np.ndarray) -> None:
+    if len(predictions) != len(references):
+        raise ValueError(f"expected one prediction a pair: {len(references)}, found {len(predictions)}")
+
+
+def _check_finite(name: str, values: Sequence[float]) -> np.ndarray:
+    array = np.asarray(values, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(array))
+    if bad.size:
+        raise StateError(
+            f"{name} {bad[0]}: expected a finite number, found {array[bad[0]]} "
+            f"({bad.size} of {array.size} are not finite); check the model's weights"
+        )
+    return array
+
+
+def _explain_constant(predictions: np.ndarray, references: np.ndarray) -> str | None:
+    if len(predictions) < 2:
+        return f"a correlation needs at least 2 pairs, found {len(predictions)}"
+    for name, values in (("predictions", predictions), ("gold scores", references)):
+        if values.min() == values.max():
+            return f"all {name} are equal"
+    return None
