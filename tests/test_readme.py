@@ -125,7 +125,9 @@ def test_make_targets_exist(name: str) -> None:
     assert targets >= {"help", "install", "demo", "test", "lint", "bench"}
     text = (ROOT / name).read_text(encoding="utf-8")
     mentioned = {
-        target for words in re.findall(r"(?:`|^\s*|\$ |exec )make ((?:[a-z-]+ ?)+)", text, re.M) for target in words.split()
+        target
+        for words in re.findall(r"(?:`|^\s*|\$ |exec )make ((?:[a-z-]+ ?)+)", text, re.M)
+        for target in words.split()
     }
     assert mentioned
     assert mentioned - targets == set()

@@ -166,7 +166,7 @@ def _add_model_options(verb: argparse.ArgumentParser, *, length: bool = True, ba
     if length:
         verb.add_argument("--max-length", type=int, help="tokens kept; default: what the model says")
     if batch:
-        verb.add_argument("--batch-tokens", type=int, default=8192, help="token budget of one batch")
+        verb.add_argument("--batch-tokens", type=int, help="token budget of one batch; default: by the device")
 
 
 def _add_settings(group: Any, default: Any, prefix: str) -> None:
@@ -180,9 +180,9 @@ def _add_settings(group: Any, default: Any, prefix: str) -> None:
         if isinstance(value, bool):
             options["action"] = argparse.BooleanOptionalAction
         else:
-            kinds = field_types(type(default))[field.name]
-            options["type"] = _number_or_text if kinds == int | str else kinds
-            options["metavar"] = "N" if kinds is not str else "NAME"
+            kind = field_types(type(default))[field.name]
+            options["type"] = _number_or_text if kind == int | str else int if kind == int | None else kind
+            options["metavar"] = "NAME" if kind is str else "N"
             options["choices"] = field.metadata["choices"]
         group.add_argument(flag, help=f"{field.metadata['help']} ({value})".replace("%", "%%"), **options)
 
@@ -204,7 +204,8 @@ def _distill(arguments: argparse.Namespace) -> str:
     from transenc.distillation import describe_plan, distill
 
     pairs = _read_training_pairs(inputs, seed=config.seed)
-    symmetric = not inputs.get("asymmetric") and is_symmetric(_suite_name(inputs["pairs"]))
+    suite = _suite_name(inputs["pairs"])
+    symmetric = not inputs.get("asymmetric") and (suite is None or is_symmetric(suite))
     backbones = [
         Backbone(bi, cross=cross, pooling=inputs.get("pooling"))
         for bi, cross in zip(inputs["model"], starts, strict=True)
@@ -288,11 +289,11 @@ def _read_training_pairs(inputs: Mapping[str, Any], *, seed: int) -> Dataset:
 
 def _read_dev(source: str, data: str | None) -> Dataset:
     from transenc.benchmarks import load_benchmark
-    from transenc.pairs import read_scored_pairs
+    from transenc.pairs import read_gold
 
     suite = _suite_name(source)
     if suite is None:
-        return read_scored_pairs(source)
+        return read_gold(source)
     task, _, split = suite.partition(".")
     return load_benchmark(task, split=split or "dev", data=data)
 

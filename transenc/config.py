@@ -110,7 +110,7 @@ class DistillConfig:
     eval_steps: int = setting(0, "with a dev set: evaluate and keep the best checkpoint every N steps; 0: the last one")
     save_steps: int = setting(200, "save a checkpoint every N steps")
     precision: str = setting("auto", "arithmetic of training and labelling; weights stay float32", PRECISIONS)
-    batch_tokens: int = setting(8192, "token budget of one batch when labelling and evaluating")
+    batch_tokens: int | None = setting(None, "token budget of a batch when labelling; none: by the device")
     bi: BiTrainingSettings = BiTrainingSettings(batch_size=32, learning_rate=2e-5, max_length=64)
     cross: TrainingSettings = TrainingSettings(
         batch_size=32, learning_rate=5e-5, max_length=128, warmup=0.1, group_by_length=True
@@ -121,8 +121,9 @@ class DistillConfig:
         whole = isinstance(self.cycles, int) and self.cycles >= 1
         _expect(whole or self.cycles == "auto", "cycles", "1 or more, or 'auto'", self.cycles)
         _expect(0 <= self.keep_label <= 1, "keep_label", "between 0 and 1", self.keep_label)
-        for name, least in (("seed", 0), ("eval_steps", 0), ("save_steps", 1), ("batch_tokens", 1)):
+        for name, least in (("seed", 0), ("eval_steps", 0), ("save_steps", 1)):
             _expect(getattr(self, name) >= least, name, f"{least} or more", getattr(self, name))
+        _expect(self.batch_tokens is None or self.batch_tokens >= 1, "batch_tokens", "1 or more", self.batch_tokens)
         _check_choices(self)
 
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -348,7 +348,7 @@ def _check_weights(folder: Path, model: Encoder, *, trust_remote_code: bool, new
         raise InputError(f"{folder}: expected a Hugging Face transformer inside, found {type(network).__name__}")
     # The loading report is only to be had from `from_pretrained` itself, and sentence-transformers does not pass it
     # on. On the meta device the same call matches names and shapes without reading the numbers: about 20 ms.
-    _, report = type(network).from_pretrained(  # type: ignore[has-type]
+    loaded: Any = type(network).from_pretrained(
         folder / transformer_subfolder(folder),
         config=copy.deepcopy(network.config),
         device_map="meta",
@@ -357,6 +357,7 @@ def _check_weights(folder: Path, model: Encoder, *, trust_remote_code: bool, new
         local_files_only=True,
         trust_remote_code=trust_remote_code,
     )
+    report = loaded[1]
     prefix = f"{network.base_model_prefix}."
     missing = [
         key

@@ -26,7 +26,7 @@ def label_pairs(
     symmetric: bool = True,
     scale: str = "raw",
     pooling: str | None = None,
-    batch_tokens: int = 8192,
+    batch_tokens: int | None = None,
     progress: bool = False,
 ) -> Dataset:
     """Label unlabelled pairs with one teacher or the mean of several (Trans-Encoder sections 3.1 and 3.3).
@@ -38,7 +38,7 @@ def label_pairs(
         scale: `raw` averages the scores as they are, `quantile` first maps every teacher to their common
             quantile function.
         pooling: for teachers given as bare Hugging Face folders.
-        batch_tokens: token budget of one batch.
+        batch_tokens: token budget of one batch; None: by the device.
         progress: show a bar on stderr.
 
     Returns:
