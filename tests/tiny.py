@@ -75,6 +75,7 @@ def build_plain(folder: Path, *, seed: int = 0, width: int = 32, letters: bool =
         num_attention_heads=2,
         intermediate_size=2 * width,
         max_position_embeddings=64,
+        initializer_range=0.2,  # ten times BERT's: the sentence reaches the [CLS] vector in two layers
         **({"num_labels": labels} if labels else {}),
     )
     with torch.random.fork_rng(devices=[]):
@@ -83,8 +84,8 @@ def build_plain(folder: Path, *, seed: int = 0, width: int = 32, letters: bool =
         with torch.no_grad():
             model.get_input_embeddings().weight.normal_(0.0, 1.0)
             if labels:
+                model.bert.pooler.dense.weight.normal_(0.0, 0.1)  # the pooler's tanh away from its ends
                 model.classifier.weight.normal_(0.0, 1.0)
-                model.bert.pooler.dense.weight.normal_(0.0, 0.3)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

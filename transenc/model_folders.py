@@ -46,7 +46,7 @@ def find_model_folder(name: str | Path) -> Path:
         >>> find_model_folder("./no/such/folder")
         Traceback (most recent call last):
         ...
-        transenc.errors.InputError: no such model folder: ./no/such/folder; ...
+        transenc.errors.InputError: no such model folder: ./no/such/folder; give an existing folder, or a Hub id such as owner/name
     """
     if not str(name).strip():
         raise InputError("no model given: expected a folder or a Hub id such as owner/name, found an empty name")

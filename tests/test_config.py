@@ -1,0 +1,110 @@
+"""Settings: ranges, merging, and the documents that show them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transenc.config import PRESETS, REFERENCE, DistillConfig, merge_config, read_config, to_dict
+from transenc.errors import InputError
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "method.md"
+
+
+def test_the_reference_preset_is_the_recipe_of_the_paper() -> None:
+    bi, cross = REFERENCE.bi, REFERENCE.cross
+    assert (bi.epochs, bi.batch_size, bi.learning_rate, bi.max_length, bi.warmup, bi.loss) == (
+        10,
+        128,
+        5e-5,
+        32,
+        0,
+        "mse",
+    )
+    assert (cross.epochs, cross.batch_size, cross.learning_rate, cross.max_length) == (1, 32, 2e-5, 64)
+    assert (cross.warmup, cross.weight_decay, REFERENCE.seed, REFERENCE.cycles) == (0.1, 0.01, 2021, 3)
+    assert (REFERENCE.keep_label, REFERENCE.scale, REFERENCE.continue_bi, REFERENCE.continue_cross) == (
+        0.0,
+        "raw",
+        False,
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"cycles": 0}, ["cycles", "1 or more", "0"]),
+        ({"cycles": "many"}, ["cycles", "auto", "many"]),
+        ({"cycles": True}, ["cycles", "True"]),
+        ({"seed": -1}, ["seed", "-1"]),
+        ({"keep_label": 1.5}, ["keep_label", "1.5"]),
+        ({"scale": "rank"}, ["scale", "raw, quantile", "rank"]),
+        ({"batch_tokens": 0}, ["batch_tokens", "0"]),
+        ({"bi": {"loss": "hinge"}}, ["bi", "loss", "hinge"]),
+        ({"bi": {"epochs": float("nan")}}, ["epochs", "nan"]),
+        ({"cross": {"batch_size": 0}}, ["cross", "batch_size", "0"]),
+        ({"cross": {"warmup": 1}}, ["warmup", "1"]),
+        ({"cross": 3}, ["cross", "mapping", "3"]),
+        ({"epoch": 3}, ["no setting 'epoch'", "cycles"]),
+        ({"bi": {"batch_size": "32"}}, ["batch_size", "int", "'32'"]),
+    ],
+)
+def test_wrong_settings_are_named(changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InputError) as caught:
+        merge_config(DistillConfig(), changes, where="my.yaml")
+    assert str(caught.value).startswith("my.yaml")
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_merging_changes_only_what_is_named() -> None:
+    merged = merge_config(REFERENCE, {"cycles": 2, "bi": {"learning_rate": "3e-5", "epochs": 4}})
+    bi = dataclasses.replace(REFERENCE.bi, learning_rate=3e-5, epochs=4.0)
+    assert merged == dataclasses.replace(REFERENCE, cycles=2, bi=bi)
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_config_survives_json(name: str) -> None:
+    text = json.dumps(to_dict(PRESETS[name]), allow_nan=False)
+    assert merge_config(DistillConfig(), json.loads(text)) == PRESETS[name]
+
+
+def test_yaml_is_read_with_its_exponents(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("cycles: auto\nbi: {learning_rate: 2e-5}\n", encoding="utf-8")
+    merged = merge_config(DistillConfig(), read_config(path))
+    assert (merged.cycles, merged.bi.learning_rate) == ("auto", 2e-5)
+
+
+@pytest.mark.parametrize(("text", "word"), [("- 1\n", "mapping"), ("a: [\n", "YAML"), ("\xff", "mapping")])
+def test_an_unusable_configuration_file_is_refused(tmp_path: Path, text: str, word: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=word) as caught:
+        read_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_the_document_shows_the_presets_as_they_are() -> None:
+    lines = []
+    for name, value in flatten(to_dict(DistillConfig())).items():
+        lines.append(f"| `{name}` | {show(value)} | {show(flatten(to_dict(REFERENCE))[name])} |")
+    table = "\n".join(lines)
+    assert table in DOCUMENT.read_text(encoding="utf-8"), f"docs/method.md must have this table:\n{table}"
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat.update(flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value})
+    return flat
+
+
+def show(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "by the device"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
