@@ -128,7 +128,7 @@ def test_a_made_cross_encoder_loads_in_plain_sentence_transformers(tiny_bi: Path
 
 
 def test_the_encoder_of_a_cross_encoder_can_be_reused(tiny_cross: Path) -> None:
-    with pytest.raises(InputError, match="is a cross-encoder, not a bi-encoder.*--pooling"):
+    with pytest.raises(InputError, match=r"is a cross-encoder, not a bi-encoder.*--pooling"):
         load_bi_encoder(tiny_cross)
     reused = load_bi_encoder(tiny_cross, pooling="mean")[0].auto_model.state_dict()
     for key, tensor in load_cross_encoder(tiny_cross).model.bert.state_dict().items():
@@ -186,11 +186,11 @@ def test_a_bare_folder_without_pooling_is_refused(
     tiny_plain: Path, tiny_bi: Path, copy: Callable[[Path], Path]
 ) -> None:
     for load in (load_bi_encoder, load_encoder):
-        with pytest.raises(InputError, match="bare Hugging Face folder.*--pooling"):
+        with pytest.raises(InputError, match=r"bare Hugging Face folder.*--pooling"):
             load(tiny_plain)
     folder = copy(tiny_bi)
     (folder / "modules.json").unlink()
-    with pytest.raises(InputError, match="lost its modules.json.*--pooling"):
+    with pytest.raises(InputError, match=r"lost its modules.json.*--pooling"):
         load_bi_encoder(folder)
 
 
@@ -319,7 +319,7 @@ def test_code_in_a_model_folder_does_not_run(tiny_bi: Path, copy: Callable[[Path
     modules = json.loads((folder / "modules.json").read_text())
     modules[1]["type"] = "own.Own"
     (folder / "modules.json").write_text(json.dumps(modules))
-    with pytest.raises(InputError, match="brings its own Python code.*--trust-remote-code"):
+    with pytest.raises(InputError, match=r"brings its own Python code.*--trust-remote-code"):
         load_bi_encoder(folder)
     assert not (tmp_path / "ran").exists()
 

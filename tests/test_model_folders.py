@@ -35,9 +35,9 @@ def test_the_digests_of_a_stage_are_checked(tiny_bi: Path, tiny_bi_b: Path, tmp_
     _flip(stage / "model-1" / "model.safetensors")
     assert load_bi_encoder(tmp_path / "best").encode(SENTENCES).tolist() == expected  # only its own files are read
     _flip(stage / "model-0" / "model.safetensors")
-    with pytest.raises(StateError, match="model-0/model.safetensors differs from MANIFEST.json"):
+    with pytest.raises(StateError, match=r"model-0/model.safetensors differs from MANIFEST.json"):
         load_bi_encoder(tmp_path / "best")
-    with pytest.raises(StateError, match="differs from MANIFEST.json"):
+    with pytest.raises(StateError, match=r"differs from MANIFEST.json"):
         load_cross_encoder(tmp_path / "best", new_head=True)
 
 
@@ -59,7 +59,7 @@ def test_a_folder_published_by_itself_is_checked(tiny_bi: Path, tmp_path: Path) 
         shutil.copytree(tiny_bi, folder, dirs_exist_ok=True)
     assert load_bi_encoder(tmp_path / "model").max_seq_length == 64
     _flip(tmp_path / "model" / "model.safetensors")
-    with pytest.raises(StateError, match="model.safetensors"):
+    with pytest.raises(StateError, match=r"model.safetensors"):
         load_bi_encoder(tmp_path / "model")
 
 
@@ -89,7 +89,7 @@ def test_other_things_that_are_no_model_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file; expected the folder of a model"):
         load_encoder(tmp_path / "file")
-    with pytest.raises(InputError, match="not a model folder: neither modules.json nor config.json"):
+    with pytest.raises(InputError, match=r"not a model folder: neither modules.json nor config.json"):
         load_encoder(tmp_path)
     with pytest.raises(InputError, match="found an empty name"):
         load_encoder("")

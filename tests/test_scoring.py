@@ -1,4 +1,4 @@
-"""Scores equal plain sentence-transformers, each text is read once, and bad input is named (FAULTS B7, B8, C1 to C6)."""
+"""Scores equal plain sentence-transformers, each text is read once, bad input is named (FAULTS B7, B8, C1 to C6)."""
 
 from __future__ import annotations
 
@@ -220,12 +220,12 @@ def test_numbers_that_are_not_finite_stop(bi: SentenceTransformer, cross: CrossE
         bi[0].auto_model.embeddings.word_embeddings.weight[bi.tokenizer.convert_tokens_to_ids("cat")] = float("nan")
         cross.model.classifier.weight.fill_(float("inf"))
     assert score_pairs(bi, [("a dog", "a bird")]).shape == (1,)
-    with pytest.raises(StateError, match="bi-encoder gave NaN or inf for 1 texts.*'the cat'"):
+    with pytest.raises(StateError, match=r"bi-encoder gave NaN or inf for 1 texts.*'the cat'"):
         score_pairs(bi, [("a dog", "the cat")])
     with pytest.raises(StateError, match="bi-encoder gave NaN or inf"):
         encode_texts(bi, ["the cat"])
     cross.activation_fn = torch.nn.Identity()
-    with pytest.raises(StateError, match="cross-encoder gave .* 'a dog', 'the cat'"):
+    with pytest.raises(StateError, match=r"cross-encoder gave .* 'a dog', 'the cat'"):
         score_pairs(cross, [("a dog", "the cat")])
 
 
@@ -317,7 +317,7 @@ def test_what_is_no_encoder_is_refused(tiny_bi: Path, tmp_path: Path, cross: Cro
         score_pairs(str(tiny_bi), [("a", "b")])  # type: ignore[arg-type]
     with pytest.raises(InputError, match="no encoder given"):
         score_pairs([], [("a", "b")])
-    with pytest.raises(TypeError, match="expected a bi-encoder .* found CrossEncoder"):
+    with pytest.raises(TypeError, match=r"expected a bi-encoder .* found CrossEncoder"):
         encode_texts(cross, ["a"])  # type: ignore[arg-type]
     three = CrossEncoder(str(build_plain(tmp_path / "three", labels=3)), device="cpu", local_files_only=True)
     with pytest.raises(InputError, match="one score, found 3 outputs"):

@@ -93,7 +93,7 @@ def load_bi_encoder(
         >>> load_bi_encoder("./no/such/folder")
         Traceback (most recent call last):
         ...
-        transenc.errors.InputError: no such model folder: ./no/such/folder; give an existing folder, or a Hub id such as owner/name
+        transenc.errors.InputError: no such model folder: ./no/such/folder; give a folder, or a Hub id (owner/name)
     """
     torch_dtype, place = _resolve_dtype(dtype), resolve_device(device)
     if pooling is not None and pooling not in Pooling.POOLING_MODES:
@@ -157,7 +157,7 @@ def load_cross_encoder(
         >>> load_cross_encoder("./no/such/folder", new_head=True)
         Traceback (most recent call last):
         ...
-        transenc.errors.InputError: no such model folder: ./no/such/folder; give an existing folder, or a Hub id such as owner/name
+        transenc.errors.InputError: no such model folder: ./no/such/folder; give a folder, or a Hub id (owner/name)
     """
     torch_dtype, place = _resolve_dtype(dtype), resolve_device(device)
     folder = find_model_folder(name)
@@ -220,7 +220,7 @@ def load_encoder(
         >>> load_encoder("./no/such/folder")
         Traceback (most recent call last):
         ...
-        transenc.errors.InputError: no such model folder: ./no/such/folder; give an existing folder, or a Hub id such as owner/name
+        transenc.errors.InputError: no such model folder: ./no/such/folder; give a folder, or a Hub id (owner/name)
     """
     folder = find_model_folder(name)
     if detect_kind(folder) == "cross":

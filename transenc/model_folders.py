@@ -46,7 +46,7 @@ def find_model_folder(name: str | Path) -> Path:
         >>> find_model_folder("./no/such/folder")
         Traceback (most recent call last):
         ...
-        transenc.errors.InputError: no such model folder: ./no/such/folder; give an existing folder, or a Hub id such as owner/name
+        transenc.errors.InputError: no such model folder: ./no/such/folder; give a folder, or a Hub id (owner/name)
     """
     if not str(name).strip():
         raise InputError("no model given: expected a folder or a Hub id such as owner/name, found an empty name")
@@ -58,7 +58,7 @@ def find_model_folder(name: str | Path) -> Path:
     # "runs/mine" with a folder "runs" here is a path with a typing error, not a question for the Hub.
     typed_path = len(path.parts) > 1 and path.parent.is_dir()
     if isinstance(name, Path) or typed_path or not _HUB_ID.fullmatch(name):
-        raise InputError(f"no such model folder: {name}; give an existing folder, or a Hub id such as owner/name")
+        raise InputError(f"no such model folder: {name}; give a folder, or a Hub id (owner/name)")
     return _find_hub_model(name)
 
 
@@ -240,7 +240,7 @@ def _verify_published(folder: Path) -> None:
     if durable.is_published(folder):
         durable.verify_directory(folder)
     elif durable.is_published(folder.parent):
-        manifest = durable.read_json(folder.parent / "MANIFEST.json")
+        manifest = durable.read_json(folder.parent / durable.MANIFEST)
         try:
             listed = {k: v["sha256"] for k, v in manifest["files"].items() if k.startswith(f"{folder.name}/")}
         except (TypeError, KeyError, AttributeError):
@@ -250,9 +250,11 @@ def _verify_published(folder: Path) -> None:
             if name not in found:
                 raise StateError(f"{folder.parent}: {name} is missing; restore the folder")
             if name not in listed:
-                raise StateError(f"{folder.parent}: {name} is not in MANIFEST.json; remove it or restore the folder")
+                raise StateError(
+                    f"{folder.parent}: {name} is not in {durable.MANIFEST}; remove it or restore the folder"
+                )
             if durable.sha256_file(found[name]) != listed[name]:
-                raise StateError(f"{folder.parent}: {name} differs from MANIFEST.json; restore the folder")
+                raise StateError(f"{folder.parent}: {name} differs from {durable.MANIFEST}; restore the folder")
 
 
 def _list_files(folder: Path) -> list[Path]:

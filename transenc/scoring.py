@@ -27,7 +27,7 @@ _CHARACTERS_PER_TOKEN = 16
 _TOKENIZED_AT_ONCE = 1_000_000  # characters, bounds the memory of the length count
 _ROWS_AT_ONCE = 8192  # pairs whose cosines are taken at once
 # Measured on one CPU core with a 6-layer encoder: 1024 to 2048 tokens stay in the cache, 16384 take 1.5 times as long.
-# A GPU wants many more to be busy.
+# A GPU needs far more to be busy; the number for it is an estimate.
 _BATCH_TOKENS_CPU, _BATCH_TOKENS_GPU = 2048, 32768
 
 

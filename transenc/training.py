@@ -189,7 +189,8 @@ def _train(
         arguments.batch_sampler = group_by_length
     model.model_card_data.generate_widget_examples = False
     # a short window is for training speed; the model that is handed on keeps its own
-    own_length, model.max_seq_length = model.max_seq_length, settings.max_length
+    own_length = model.max_seq_length
+    model.max_seq_length = min(settings.max_length, own_length or settings.max_length)
     checkpoints = _Checkpoints(context)
     trainer = trainer_class(
         model=model,

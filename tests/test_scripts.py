@@ -1,0 +1,79 @@
+"""The scripts: the demo runs end to end, and the results page says what its JSON says."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture(autouse=True)
+def script_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+
+
+def test_the_demo_distils_evaluates_and_verifies(
+    capsys: pytest.CaptureFixture[str], tiny_bi: Path, tmp_path: Path
+) -> None:
+    import demo
+
+    assert demo.run_demo(str(tiny_bi), str(tmp_path / "run")) == 0
+    out = capsys.readouterr().out
+    assert [line.split()[2] for line in out.splitlines() if line.startswith("$ transenc")] == [
+        "distill",
+        "evaluate",
+        "evaluate",
+        "verify",
+    ]
+    assert "all digests fit" in out and ("It helped" in out or "It did not help" in out)
+    assert (tmp_path / "run" / "best" / "bi-encoder" / "modules.json").is_file()
+
+
+def test_a_comparison_gives_medians_and_paired_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    import bench
+
+    clock = iter([0, 9, 0, 9, 0, 1, 0, 2, 0, 3, 0, 4, 0, 2, 0, 8])  # a warm-up pair, then 1/2, 3/4, 2/8
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: float(next(clock)))
+    found = bench.compare(lambda: None, lambda: None, repeats=3)
+    assert found == {"ours": 2.0, "other": 4.0, "ratio": 0.5, "low": 0.25, "high": 0.75}
+
+
+def test_the_results_page_says_what_the_json_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib", reason="the results page needs matplotlib (extra: dev)")
+    import reproduce_results
+
+    monkeypatch.setattr(reproduce_results, "DOCS", tmp_path)
+    tasks = ("sts12", "sts13", "sts14", "sts15", "sts16", "stsb", "sickr")
+    start, student = ({**dict.fromkeys(tasks, value), "average": value, "pearson": {}} for value in (70.0, 71.5))
+    result = {
+        "arm": "full", "title": "a title", "seed": 7, "command": "transenc distill --seed 7", "pairs": 37075,
+        "machine": {"device": "cpu", "threads": 2, "precision": "bfloat16", "cpu": "a processor", "torch": "2"},
+        "seconds": {"c01-20-cross-train": 120.0, "c01-50-evaluate": 6.0},
+        "history": [], "best": {"bi": {"path": "stages/c01-40-bi-train/model-0"}, "cross": {"path": "none"}},
+        "scores": {"stages/c00-00-start/model-0": start, "stages/c01-40-bi-train/model-0": student},
+        "difference": {"average": {"difference": 1.5, "low": 1.25, "high": 1.75}}, "labels": {"1": 95.5},
+    }  # fmt: skip
+    tmp_path.joinpath("results").mkdir()
+    tmp_path.joinpath("results", "introduction.md").write_text("# Results\n", encoding="utf-8")
+    tmp_path.joinpath("results", "full-seed7.json").write_text(json.dumps(result), encoding="utf-8")
+    reproduce_results.write_page()
+    page = tmp_path.joinpath("results.md").read_text(encoding="utf-8")
+    assert "| cycle 1 bi **(chosen)** |" + " 71.50 |" * 8 + " +1.50 |" in page
+    assert "average: +1.50 (95 % paired bootstrap over the test pairs: +1.25 to +1.75; one seed, 7)" in page
+    assert "37,075 pairs" in page and "Wall time 2 min (20-cross-train 2.0)" in page
+    assert tmp_path.joinpath("results", "average.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+@pytest.mark.slow
+def test_the_published_page_is_made_from_the_published_json() -> None:
+    import reproduce_results
+
+    page = reproduce_results.DOCS / "results.md"
+    before = page.read_text(encoding="utf-8")
+    reproduce_results.write_page()
+    assert page.read_text(encoding="utf-8") == before
+    assert "reproduce_results" in sys.modules
