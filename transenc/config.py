@@ -111,7 +111,7 @@ class DistillConfig:
     save_steps: int = setting(200, "save a checkpoint every N steps")
     precision: str = setting("auto", "arithmetic of training and labelling; weights stay float32", PRECISIONS)
     batch_tokens: int | None = setting(None, "token budget of a batch when labelling; none: by the device")
-    bi: BiTrainingSettings = BiTrainingSettings(epochs=3, batch_size=32, learning_rate=3e-5, max_length=64)
+    bi: BiTrainingSettings = BiTrainingSettings(epochs=2, batch_size=32, learning_rate=3e-5, max_length=32)
     cross: TrainingSettings = TrainingSettings(
         batch_size=32, learning_rate=5e-5, max_length=128, warmup=0.1, group_by_length=True
     )
