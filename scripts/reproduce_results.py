@@ -26,7 +26,7 @@ import torch
 from bundled import bundled_model
 
 from transenc.benchmarks import STS_TASKS
-from transenc.durable import read_json, read_records, write_file, write_json
+from transenc.durable import read_json, read_records, sha256_file, write_file, write_json
 from transenc.encoders import load_encoder, resolve_precision
 from transenc.evaluation import compare, evaluate_sts
 
@@ -110,9 +110,11 @@ def run_arm(arm: Arm, seed: int, model: str, work: Path, data: str | None) -> No
 
 
 def evaluate_once(run: Path, path: str, data: str | None) -> dict[str, Any]:
-    """The seven tasks for one model of the run, from a file beside the run when they were computed before."""
-    target = run.parent / f"{run.name}.scores" / f"{path.replace('/', '.')}.json"
-    return cached(target, lambda: evaluate_sts(load(run / path), data=data, progress=True))
+    """The seven tasks for one model of the run; the same weights are evaluated once, whatever run they are in."""
+    digest = sha256_file(run / path / "model.safetensors")
+    return cached(
+        run.parent / "scores" / f"{digest}.json", lambda: evaluate_sts(load(run / path), data=data, progress=True)
+    )
 
 
 def cached(target: Path, compute: Any) -> Any:
