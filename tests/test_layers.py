@@ -21,9 +21,9 @@ LAYERS = [
     for layer in (
         "errors config durable signals tables pairs corpus benchmarks model_folders run",
         "metrics encoders",
-        "scoring losses training",
+        "scoring losses checkpoints training",
         "labeling mining evaluation search",
-        "bootstrap distillation",
+        "bootstrap outcome planning distillation",
         "report export cli __main__",
     )
 ]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import shutil
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import set_seed
@@ -20,6 +22,7 @@ from transenc import durable
 from transenc.config import Backbone, DistillConfig, to_dict
 from transenc.encoders import (
     Encoder,
+    detect_kind,
     load_bi_encoder,
     load_cross_encoder,
     load_encoder,
@@ -27,39 +30,21 @@ from transenc.encoders import (
     resolve_device,
     resolve_precision,
 )
-from transenc.errors import InputError, StateError
-from transenc.labeling import Scores, labelled, merge_scores
+from transenc.labeling import Scores, make_labels, merge_scores, read_labels
 from transenc.metrics import correlation
-from transenc.pairs import count_overlap
-from transenc.run import Run, check_identity, open_run, verify_run
+from transenc.outcome import DistillResult, find_outcome, publish_outcome, wants_cycle
+from transenc.pairs import count_overlap, fold_sentence
+from transenc.planning import START, check_inputs, describe_plan, stage_name
+from transenc.run import RUN_FILE, Run, check_identity, open_run
 from transenc.scoring import score_pairs
 from transenc.signals import StopRequest, stop_on_signals
-from transenc.training import TrainingContext, train_bi_encoder, train_cross_encoder, train_steps
+from transenc.training import TrainingContext, train_bi_encoder, train_cross_encoder
+
+__all__ = ["DistillResult", "describe_plan", "distill"]
 
 logger = logging.getLogger(__name__)
 
-START = "c00-00-start"
-MAX_AUTO_CYCLES = 10
-RISE = 0.1  # `cycles: auto` goes on while the criterion (x100) rises by more than this
-
-
-@dataclass(frozen=True)
-class DistillResult:
-    """What a finished run made; every path is an ordinary sentence-transformers folder.
-
-    Args:
-        run: the run directory.
-        bi_encoders: the bi-encoders of the chosen cycle, the chosen one first.
-        cross_encoders: the cross-encoders of the chosen cycle (of the best one when the start won), likewise.
-        best: `{"bi": {"path", "backbone", "cycle", "score"}, "cross": {...}, "criterion"}`; scores x100 or None.
-        history: a dict a cycle, the start first: `{"cycle", "bi": [...], "cross": [...], "agreement"}`.
-    """
-
-    run: Path
-    bi_encoders: tuple[Path, ...]
-    cross_encoders: tuple[Path, ...]
-    best: dict[str, Any]
-    history: tuple[dict[str, Any], ...]
+FEW_PAIRS = 100
 
 
 def distill(
@@ -105,22 +90,17 @@ def distill(
         >>> evaluate_sts(result.bi_encoders)  # doctest: +SKIP
     """
     config = config or DistillConfig()
-    if not backbones:
-        raise InputError("distillation needs at least one backbone, got none")
-    if len(pairs) < 2:
-        raise InputError(f"distillation needs at least 2 pairs, got {len(pairs)}")
-    if config.select == "dev" and dev is None:
-        raise InputError("select 'dev' needs a dev set; give one (--dev FILE) or use --select last")
+    check_inputs(backbones, pairs, config=config, dev=dev)
     device = resolve_device(device)
     identity = {
         "config": to_dict(config),
-        "backbones": {f"model-{i}": _backbone_digests(backbone) for i, backbone in enumerate(backbones)},
+        "backbones": {f"model-{i}": _describe_backbone(backbone) for i, backbone in enumerate(backbones)},
         "pairs": {
             "rows": len(pairs),
-            "sha256": _rows_digest(pairs, ("sentence1", "sentence2")),
+            "sha256": _digest_rows(pairs, ("sentence1", "sentence2")),
             "symmetric": symmetric,
         },
-        "dev": None if dev is None else {"rows": len(dev), "sha256": _rows_digest(dev, tuple(dev.column_names))},
+        "dev": None if dev is None else {"rows": len(dev), "sha256": _digest_rows(dev, tuple(dev.column_names))},
         "machine": {
             "device": device,
             "threads": torch.get_num_threads(),
@@ -128,63 +108,17 @@ def distill(
         },
         "inputs": inputs or {},
     }
-    if (done := _finished(Path(output_dir), identity)) is not None:
-        logger.info("%s: complete, nothing to do", output_dir)
-        return done
-    if dev is not None and (shared := count_overlap(pairs, dev))["pairs"]:
-        logger.warning("%d of %d dev pairs are also training pairs (without labels)", shared["pairs"], len(dev))
-    with stop_on_signals() as stop, open_run(output_dir, identity, fork=fork) as run:
-        loop = _Distillation(
+    folder = Path(output_dir)
+    if (folder / "best.json").is_file() and (folder / RUN_FILE).is_file():
+        check_identity(folder, identity)
+        if (done := find_outcome(folder, config, has_dev=dev is not None)) is not None:
+            logger.info("%s: complete, nothing to do", folder)
+            return done
+    _warn_of_pairs(pairs, dev)
+    with stop_on_signals() as stop, open_run(folder, identity, fork=fork) as run:
+        return _Distillation(
             run, tuple(backbones), pairs, config, dev, symmetric, stop, tuple(report_to), trust_remote_code
-        )
-        return loop.finish()
-
-
-def describe_plan(
-    backbones: Sequence[Backbone],
-    pairs: Dataset,
-    *,
-    config: DistillConfig,
-    dev: Dataset | None = None,
-    symmetric: bool = True,
-    device: str | None = None,
-) -> list[dict[str, Any]]:
-    """The stages of a run with their sizes and a rough time, without running them.
-
-    The time comes from scoring up to 64 of the pairs with the first backbone here and now; a training step is taken
-    as three times a forward pass, a cross-encoder's pass over a pair as one over its two sentences.
-
-    Returns:
-        One dict a stage: `stage`, `pairs` that pass through a model, `steps` (training), `minutes`.
-
-    Raises:
-        InputError: an unusable model.
-
-    Example:
-        >>> describe_plan([Backbone("my/encoder")], pairs, config=DistillConfig())  # doctest: +SKIP
-    """
-    model = load_bi_encoder(backbones[0].bi, pooling=backbones[0].pooling, device=device)
-    sample = pairs.select(range(0, len(pairs), max(1, len(pairs) // 64)))
-    score_pairs(model, sample.select(range(2)), batch_tokens=config.batch_tokens)  # the first call warms up
-    started = time.perf_counter()
-    score_pairs(model, sample, batch_tokens=config.batch_tokens)
-    minutes_a_pair = (time.perf_counter() - started) / len(sample) / 60
-    n, k = len(pairs), len(backbones)
-    orders = 2 if symmetric else 1
-    cycles = config.cycles if isinstance(config.cycles, int) else MAX_AUTO_CYCLES
-    plan = [{"stage": START, "pairs": 0, "steps": 0, "minutes": 0.0}]
-    for cycle in range(1, cycles + 1):
-        cross_steps, bi_steps = train_steps(orders * n, config.cross), train_steps(n, config.bi)
-        for stage, passes, steps in (
-            ("10-bi-label", n, 0),
-            ("20-cross-train", round(3 * orders * n * config.cross.epochs), cross_steps),
-            ("30-cross-label", orders * n, 0),
-            ("40-bi-train", round(3 * n * config.bi.epochs), bi_steps),
-            ("50-evaluate", 0 if dev is None else (1 + orders) * len(dev), 0),
-        ):
-            minutes = round(k * passes * minutes_a_pair, 1)
-            plan.append({"stage": _name(cycle, stage), "pairs": k * passes, "steps": k * steps, "minutes": minutes})
-    return plan
+        ).finish()
 
 
 @dataclass(frozen=True)
@@ -201,104 +135,99 @@ class _Distillation:
 
     def finish(self) -> DistillResult:
         """Walk the stages; those that are done cost a verification only."""
+        has_dev = self.dev is not None
         self.run.stage(START, self._save_starts)
         history = [self._evaluate(0)]
-        for cycle in self._cycles(history):
-            previous = START if cycle == 1 else _name(cycle - 1, "40-bi-train")
-            bi_label, cross_train, cross_label, bi_train = (
-                _name(cycle, stage) for stage in ("10-bi-label", "20-cross-train", "30-cross-label", "40-bi-train")
-            )
-            carry = [_name(cycle - 1, "20-cross-train")] if self.config.continue_cross and cycle > 1 else []
-            self.run.stage(bi_label, lambda out, _, a=previous: self._label_by_bi(out, a), inputs=[previous])
-            self.run.stage(
-                cross_train,
-                lambda out, work, c=cycle, a=bi_label: self._train_cross(out, work, c, a),
-                inputs=[START, bi_label, *carry],
-            )
-            self.run.stage(
-                cross_label,
-                lambda out, _, a=cross_train, b=bi_label: self._label_by_cross(out, a, b),
-                inputs=[cross_train, bi_label],
-            )
-            start = previous if self.config.continue_bi else START
-            self.run.stage(
-                bi_train,
-                lambda out, work, c=cycle, a=start, b=cross_label: self._train_bi(out, work, c, a, b),
-                inputs=[start, cross_label],
-            )
-            history.append(self._evaluate(cycle))
-        return self._publish_best(history)
+        while wants_cycle(history, self.config, has_dev=has_dev):
+            self._run_cycle(len(history))
+            history.append(self._evaluate(len(history)))
+        return publish_outcome(self.run, history, self.config, has_dev=has_dev)
 
-    def _cycles(self, history: list[dict[str, Any]]) -> Iterator[int]:
-        if isinstance(self.config.cycles, int):
-            yield from range(1, self.config.cycles + 1)
-            return
-        for cycle in range(1, MAX_AUTO_CYCLES + 1):
-            yield cycle
-            values = [_criterion(entry) for entry in history]
-            last, before = values[-1], max((v for v in values[:-1] if v is not None), default=None)
-            if last is None or (before is not None and last - before <= RISE):
-                return
+    def _run_cycle(self, cycle: int) -> None:
+        bi_label, cross_train, cross_label, bi_train = (
+            stage_name(cycle, stage) for stage in ("10-bi-label", "20-cross-train", "30-cross-label", "40-bi-train")
+        )
+        teachers = START if cycle == 1 else stage_name(cycle - 1, "40-bi-train")
+        carried = stage_name(cycle - 1, "20-cross-train") if self.config.continue_cross and cycle > 1 else None
+        bi_start = teachers if self.config.continue_bi else START
+        run = self.run.stage
+        run(bi_label, partial(self._label_by_bi, teachers=teachers), inputs=[teachers])
+        run(
+            cross_train,
+            partial(self._train_cross, cycle=cycle, carried=carried, labels=bi_label),
+            inputs=[START, bi_label, *([carried] if carried else [])],
+        )
+        run(
+            cross_label,
+            partial(self._label_by_cross, teachers=cross_train, bi_label=bi_label),
+            inputs=[cross_train, bi_label],
+        )
+        run(
+            bi_train,
+            partial(self._train_bi, cycle=cycle, start=bi_start, labels=cross_label),
+            inputs=[bi_start, cross_label],
+        )
 
     def _save_starts(self, out: Path, work: Path) -> None:
+        options: dict[str, Any] = {"device": "cpu", "trust_remote_code": self.trust_remote_code}
         for i, backbone in enumerate(self.backbones):
-            bi = load_bi_encoder(
-                backbone.bi, pooling=backbone.pooling, device="cpu", trust_remote_code=self.trust_remote_code
-            )
-            _save(bi, out / f"model-{i}")
+            _save(load_bi_encoder(backbone.bi, pooling=backbone.pooling, **options), out / f"model-{i}")
             if backbone.cross is not None:
                 _seed(self.config.seed, "start", i)
-                cross = load_cross_encoder(
-                    backbone.cross, new_head=True, device="cpu", trust_remote_code=self.trust_remote_code
-                )
-                _save(cross, out / f"cross-{i}")
+                has_head = detect_kind(backbone.cross) == "cross"
+                _save(load_cross_encoder(backbone.cross, new_head=not has_head, **options), out / f"cross-{i}")
 
-    def _label_by_bi(self, out: Path, teachers: str) -> None:
+    def _label_by_bi(self, out: Path, work: Path, *, teachers: str) -> None:
         columns = {f"bi-{i}": scores for i, scores in enumerate(self._score(teachers))}
         scores = merge_scores(list(columns.values()), scale=self.config.scale)
-        labelled(self.pairs, columns, scores).to_parquet(str(out / "labels.parquet"))
+        make_labels(self.pairs, columns, scores).to_parquet(str(out / "labels.parquet"))
 
-    def _label_by_cross(self, out: Path, teachers: str, bi_label: str) -> None:
-        old = _read_labels(self.run.stage_path(bi_label))
-        columns = {name: old.with_format("numpy")[name][:] for name in old.column_names if name.startswith("bi-")}
+    def _label_by_cross(self, out: Path, work: Path, *, teachers: str, bi_label: str) -> None:
+        columns = _teacher_columns(self.run.stage_path(bi_label), "bi-")
         columns.update({f"cross-{i}": scores for i, scores in enumerate(self._score(teachers))})
         keep = self.config.keep_label
         weights = [keep if name.startswith("bi-") else 1 - keep for name in columns]
         scores = merge_scores(list(columns.values()), weights=weights, scale=self.config.scale)
-        labelled(self.pairs, columns, scores).to_parquet(str(out / "labels.parquet"))
+        make_labels(self.pairs, columns, scores).to_parquet(str(out / "labels.parquet"))
 
-    def _train_cross(self, out: Path, work: Path, cycle: int, labels: str) -> None:
-        starts = self.run.stage_path(START)
+    def _train_cross(self, out: Path, work: Path, *, cycle: int, carried: str | None, labels: str) -> None:
         for i in range(len(self.backbones)):
             context = self._context(work, cycle, "cross", i)
-            fresh = starts / f"cross-{i}" if (starts / f"cross-{i}").is_dir() else starts / f"model-{i}"
-            carried = self.config.continue_cross and cycle > 1
-            source = self.run.stage_path(_name(cycle - 1, "20-cross-train")) / f"model-{i}" if carried else fresh
-            has_head = carried or source.name.startswith("cross-")
-            model = load_cross_encoder(str(source), new_head=not has_head, device=self._device)
-            log = train_cross_encoder(
-                model, _read_labels(self.run.stage_path(labels)), settings=self.config.cross, context=context
+            own_start = self.run.stage_path(START) / f"cross-{i}"
+            if carried is not None:
+                source, has_head = self.run.stage_path(carried) / f"model-{i}", True
+            elif own_start.is_dir():
+                source, has_head = own_start, True
+            else:
+                source, has_head = self.run.stage_path(START) / f"model-{i}", False
+            model = load_cross_encoder(
+                source, new_head=not has_head, device=self._device, trust_remote_code=self.trust_remote_code
             )
-            _publish_model(model, out, i, context.work, log)
+            rows = read_labels(self.run.stage_path(labels))
+            log = train_cross_encoder(model, rows, settings=self.config.cross, context=context)
+            _keep_model(model, out, i, context.work, log)
 
-    def _train_bi(self, out: Path, work: Path, cycle: int, start: str, labels: str) -> None:
+    def _train_bi(self, out: Path, work: Path, *, cycle: int, start: str, labels: str) -> None:
         for i in range(len(self.backbones)):
             context = self._context(work, cycle, "bi", i)
             source = self.run.stage_path(start) / f"model-{i}"
-            model = load_bi_encoder(str(source), device=self._device)
-            log = train_bi_encoder(
-                model, _read_labels(self.run.stage_path(labels)), settings=self.config.bi, context=context
-            )
-            _publish_model(model, out, i, context.work, log)
+            model = load_bi_encoder(source, device=self._device, trust_remote_code=self.trust_remote_code)
+            rows = read_labels(self.run.stage_path(labels))
+            log = train_bi_encoder(model, rows, settings=self.config.bi, context=context)
+            _keep_model(model, out, i, context.work, log)
 
     def _evaluate(self, cycle: int) -> dict[str, Any]:
-        name = _name(cycle, "50-evaluate")
-        stages = {"bi": START} if cycle == 0 else {form: _name(cycle, s) for form, s in _STAGES.items()}
-        inputs = list(stages.values()) + ([_name(cycle, "30-cross-label")] if cycle else [])
-        path = self.run.stage(name, lambda out, _: self._write_metrics(out, cycle, stages), inputs=inputs)
+        trained = {"bi": stage_name(cycle, "40-bi-train"), "cross": stage_name(cycle, "20-cross-train")}
+        stages = trained if cycle else {"bi": START}
+        labels = stage_name(cycle, "30-cross-label") if cycle else None
+        path = self.run.stage(
+            stage_name(cycle, "50-evaluate"),
+            partial(self._write_metrics, cycle=cycle, stages=stages, labels=labels),
+            inputs=[*stages.values(), *([labels] if labels else [])],
+        )
         return durable.read_json(path / "metrics.json")
 
-    def _write_metrics(self, out: Path, cycle: int, stages: dict[str, str]) -> None:
+    def _write_metrics(self, out: Path, work: Path, *, cycle: int, stages: dict[str, str], labels: str | None) -> None:
         entry: dict[str, Any] = {"cycle": cycle, "bi": [], "cross": [], "agreement": None}
         for form, stage in stages.items():
             for kind in ("model", "last"):  # `last` is there when a checkpoint was chosen on the dev set
@@ -306,22 +235,24 @@ class _Distillation:
                     folder = self.run.stage_path(stage) / f"{kind}-{i}"
                     if folder.is_dir():
                         path = folder.relative_to(self.run.folder).as_posix()
-                        entry[form].append({"backbone": i, "path": path, "score": self._dev_score(folder)})
-        if cycle:
-            labels = _read_labels(self.run.stage_path(_name(cycle, "30-cross-label"))).with_format("numpy")
-            means = [
-                merge_scores([labels[name][:] for name in labels.column_names if name.startswith(form)])
-                for form in ("bi-", "cross-")
-            ]
-            entry["agreement"] = _percent(correlation(means[0], means[1])["spearman"])
+                        entry[form].append({"backbone": i, "path": path, **self._score_on_dev(folder)})
+        if labels is not None:
+            bi, cross = (_teacher_columns(self.run.stage_path(labels), form) for form in ("bi-", "cross-"))
+            means = merge_scores(list(bi.values())), merge_scores(list(cross.values()))
+            entry["agreement"] = _percent(correlation(*means)["spearman"])
         durable.write_json(out / "metrics.json", entry)
 
-    def _dev_score(self, folder: Path) -> float | None:
+    def _score_on_dev(self, folder: Path) -> dict[str, Any]:
         if self.dev is None:
-            return None
-        encoder = self._load_for_scoring(folder)
-        scores = score_pairs(encoder, self.dev, symmetric=self.symmetric, batch_tokens=self.config.batch_tokens)
-        return _percent(correlation(scores, list(self.dev["score"]))["spearman"])
+            return {"score": None}
+        scores = score_pairs(
+            self._load_for_scoring(folder), self.dev, symmetric=self.symmetric, batch_tokens=self.config.batch_tokens
+        )
+        found = correlation(scores, list(self.dev["score"]))
+        if found["spearman"] is None:
+            logger.warning("%s: the dev Spearman is undefined: %s", folder, found["reason"])
+            return {"score": None, "reason": found["reason"]}
+        return {"score": _percent(found["spearman"])}
 
     def _score(self, stage: str) -> list[Scores]:
         return [
@@ -336,7 +267,8 @@ class _Distillation:
         ]
 
     def _load_for_scoring(self, folder: Path) -> Encoder:
-        return load_encoder(str(folder), dtype=self.run.identity["machine"]["precision"], device=self._device)
+        precision = self.run.identity["machine"]["precision"]
+        return load_encoder(folder, dtype=precision, device=self._device, trust_remote_code=self.trust_remote_code)
 
     @property
     def _device(self) -> str:
@@ -355,79 +287,32 @@ class _Distillation:
             report_to=self.report_to,
         )
 
-    def _publish_best(self, history: list[dict[str, Any]]) -> DistillResult:
-        by_dev = self.config.select == "dev" or (self.config.select == "auto" and self.dev is not None)
-        best: dict[str, Any] = {"criterion": "dev" if by_dev else "last"}
-        for form in ("bi", "cross"):
-            candidates = [
-                {**entry, "cycle": e["cycle"]} for e in history for entry in e[form] if "/model-" in entry["path"]
-            ]
-            if by_dev:
-                candidates = [c for c in candidates if c["score"] is not None]
-                if not candidates:
-                    raise StateError(
-                        f"{self.run.folder}: the dev Spearman of every {form}-encoder is undefined (constant gold "
-                        "scores or constant predictions); nothing can be chosen: give another dev set or --select last"
-                    )
-                best[form] = max(candidates, key=lambda c: c["score"])  # the earliest of equals: the start first
-            else:
-                best[form] = next(c for c in candidates if c["cycle"] == history[-1]["cycle"])
-        best["start_won"] = best["bi"]["cycle"] == 0
-        (self.run.folder / "best").mkdir(exist_ok=True)
-        for form, link in (("bi", "bi-encoder"), ("cross", "cross-encoder")):
-            durable.replace_symlink(self.run.folder / "best" / link, Path("..") / best[form]["path"])
-        durable.write_json(self.run.folder / "best.json", {"complete": True, "best": best, "history": history})
-        self.run.record("complete", best=best)
-        return _read_result(self.run.folder)
+
+def _warn_of_pairs(pairs: Dataset, dev: Dataset | None) -> None:
+    folded = [tuple(fold_sentence(text) for text in pair) for pair in zip(*_columns(pairs), strict=True)]
+    alike = sum(first == second for first, second in folded)
+    repeated = len(folded) - len({tuple(sorted(pair)) for pair in folded})
+    if len(pairs) < FEW_PAIRS:
+        logger.warning("only %d pairs: expect little of fewer than %d", len(pairs), FEW_PAIRS)
+    if repeated:
+        logger.warning("%d of %d pairs repeat another one (in either order); they count as often", repeated, len(pairs))
+    if alike:
+        logger.warning("%d of %d pairs have twice the same sentence, which teaches nothing", alike, len(pairs))
+    if dev is not None and (shared := count_overlap(pairs, dev))["pairs"]:
+        logger.warning("%d of %d dev pairs are also training pairs (without labels)", shared["pairs"], len(dev))
 
 
-_STAGES = {"bi": "40-bi-train", "cross": "20-cross-train"}
+def _columns(pairs: Dataset) -> tuple[list[str], list[str]]:
+    return list(pairs["sentence1"]), list(pairs["sentence2"])
 
 
-def _finished(folder: Path, identity: dict[str, Any]) -> DistillResult | None:
-    """The result of a complete run, verified without writing a byte; None when there is work to do."""
-    if not (folder / "best.json").is_file() or not (folder / "run.json").is_file():
-        return None
-    check_identity(folder, identity)
-    try:
-        result = _read_result(folder)
-    except StateError as error:
-        logger.warning("%s; it is made again from the stages", error)
-        return None
-    verify_run(folder)
-    return result if all(path.exists() for path in result.bi_encoders + result.cross_encoders) else None
-
-
-def _read_result(folder: Path) -> DistillResult:
-    content = durable.read_json(folder / "best.json")
-    try:
-        best, history = content["best"], content["history"]
-        models = {}
-        for form in ("bi", "cross"):
-            chosen = best[form]["path"]
-            others = [model["path"] for model in _chosen(history[best[form]["cycle"]], form)]
-            models[form] = tuple(folder / p for p in [chosen, *(o for o in others if o != chosen)])
-    except (KeyError, IndexError, TypeError):
-        raise StateError(f"{folder / 'best.json'}: not the result of a run") from None
-    return DistillResult(folder, models["bi"], models["cross"], best, tuple(history))
-
-
-def _chosen(entry: dict[str, Any], form: str) -> list[dict[str, Any]]:
-    """A cycle's models of one form, without the `last-*` copies kept beside checkpoints chosen on the dev set."""
-    return [model for model in entry[form] if "/model-" in model["path"]]
-
-
-def _criterion(entry: dict[str, Any]) -> float | None:
-    """What `cycles: auto` watches: the best dev score, else the agreement of labels of both forms; x100."""
-    scores = [model["score"] for model in _chosen(entry, "bi") if model["score"] is not None]
-    return max(scores) if scores else entry["agreement"]
-
-
-def _publish_model(model: Encoder, out: Path, i: int, work: Path, log: list[dict[str, Any]]) -> None:
+def _keep_model(model: Encoder, out: Path, i: int, work: Path, log: list[dict[str, Any]]) -> None:
     _save(model, out / f"model-{i}")
     if (work / "last").is_dir():
         shutil.copytree(work / "last", out / f"last-{i}")
-    durable.write_json(out / f"log-{i}.json", log)
+    # with fp16 the norm of a gradient may overflow in a step that the trainer then skips
+    strict = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in log]
+    durable.write_json(out / f"log-{i}.json", strict)
 
 
 def _save(model: Encoder, folder: Path) -> None:
@@ -435,12 +320,9 @@ def _save(model: Encoder, folder: Path) -> None:
     model.save_pretrained(str(folder))
 
 
-def _read_labels(stage: Path) -> Dataset:
-    return Dataset.from_parquet(str(stage / "labels.parquet"), keep_in_memory=True)
-
-
-def _name(cycle: int, stage: str) -> str:
-    return f"c{cycle:02d}-{stage}"
+def _teacher_columns(stage: Path, prefix: str) -> dict[str, Scores]:
+    labels = read_labels(stage).with_format("numpy")
+    return {name: np.asarray(labels[name][:]) for name in labels.column_names if name.startswith(prefix)}
 
 
 def _seed(*parts: Any) -> int:
@@ -450,11 +332,11 @@ def _seed(*parts: Any) -> int:
     return seed
 
 
-def _percent(value: float | None) -> float | None:
+def _percent(value: Any) -> float | None:
     return None if value is None else round(100 * value, 2)
 
 
-def _backbone_digests(backbone: Backbone) -> dict[str, Any]:
+def _describe_backbone(backbone: Backbone) -> dict[str, Any]:
     return {
         "bi": model_digest(backbone.bi),
         "cross": None if backbone.cross is None else model_digest(backbone.cross),
@@ -462,7 +344,7 @@ def _backbone_digests(backbone: Backbone) -> dict[str, Any]:
     }
 
 
-def _rows_digest(rows: Dataset, columns: Sequence[str]) -> str:
+def _digest_rows(rows: Dataset, columns: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for values in zip(*(rows[name] for name in columns), strict=True):
         digest.update(json.dumps(values, ensure_ascii=False).encode() + b"\n")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet
 from datasets import Dataset, Features, Value
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from transenc.encoders import Encoder, load_encoder
 from transenc.errors import InputError, StateError
@@ -58,21 +61,35 @@ def label_pairs(
         encoder = load_encoder(teacher, pooling=pooling) if isinstance(teacher, str | Path) else teacher
         columns.append(score_pairs(encoder, pairs, symmetric=symmetric, batch_tokens=batch_tokens, progress=progress))
     by_teacher = {f"teacher-{i}": column for i, column in enumerate(columns)}
-    return labelled(pairs, by_teacher, merge_scores(columns, scale=scale))
+    return make_labels(pairs, by_teacher, merge_scores(columns, scale=scale))
 
 
-def labelled(pairs: Dataset, columns: Mapping[str, Scores], scores: Scores) -> Dataset:
-    """The pairs with one column a teacher and the merged `score`, clipped to [0, 1] (clipped rows are counted)."""
+def make_labels(pairs: Dataset, columns: Mapping[str, Scores], scores: Scores) -> Dataset:
+    """The pairs with one column a teacher and the merged `score`, clipped to [0, 1] (clipped rows are counted).
+
+    Example:
+        >>> import numpy as np
+        >>> pairs = Dataset.from_dict({"sentence1": ["a cat"], "sentence2": ["no cat"]})
+        >>> make_labels(pairs, {"bi-0": np.array([-0.5], np.float32)}, np.array([-0.5], np.float32))[0]
+        {'sentence1': 'a cat', 'sentence2': 'no cat', 'bi-0': -0.5, 'score': 0.0}
+    """
     clipped, count = clip_scores(scores)
     if count:
         logger.info("%d of %d labels lay outside [0, 1] and were clipped", count, len(clipped))
-    names = ["sentence1", "sentence2"]
-    content = {name: list(pairs[name]) for name in names}
-    features = {name: Value("string") for name in names}
-    for name, column in columns.items():
-        content[name] = column
-        features[name] = Value("float32")
-    return Dataset.from_dict({**content, "score": clipped}, Features({**features, "score": Value("float32")}))
+    content: dict[str, Any] = {name: list(pairs[name]) for name in ("sentence1", "sentence2")}
+    content.update(columns, score=clipped)
+    kinds = {name: Value("string" if name.startswith("sentence") else "float32") for name in content}
+    return Dataset.from_dict(content, Features(kinds))
+
+
+def read_labels(stage: Path) -> Dataset:
+    """The labels that a stage of a run published, in memory.
+
+    Example:
+        >>> read_labels(Path("run/stages/c01-10-bi-label"))["score"][:3]  # doctest: +SKIP
+    """
+    # Dataset.from_parquet would leave a copy in the user's cache for ever
+    return Dataset(pyarrow.parquet.read_table(stage / "labels.parquet"))
 
 
 def merge_scores(columns: Sequence[Scores], *, weights: Sequence[float] | None = None, scale: str = "raw") -> Scores:
@@ -109,8 +126,6 @@ def merge_scores(columns: Sequence[Scores], *, weights: Sequence[float] | None =
         raise InputError(f"expected {len(table)} weights of 0 or more, not all 0; got {weights!r}")
     share = share / share.sum()
     if scale == "quantile" and len(table) > 1 and table.shape[1] > 1:
-        from scipy.stats import rankdata
-
         common = share @ np.sort(table, axis=1)
         places = np.arange(table.shape[1])
         table = np.stack([np.interp(rankdata(column) - 1, places, common) for column in table])

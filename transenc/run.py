@@ -128,7 +128,9 @@ def open_run(folder: str | Path, identity: Mapping[str, Any], *, fork: str | Pat
         if (folder / RUN_FILE).exists():
             forked_from = check_identity(folder, identity).get("forked_from")
             if fork is not None and (forked_from or {}).get("run") != str(Path(fork).resolve()):
-                raise InputError(f"{folder}: is a run already, not forked from {fork}; a fork needs a new output folder")
+                raise InputError(
+                    f"{folder}: is a run already, not forked from {fork}; a fork needs a new output folder"
+                )
         else:
             forked_from = None if fork is None else _describe_fork(Path(fork).resolve(), identity)
             content = {**identity, "forked_from": forked_from} if forked_from else identity
@@ -219,7 +221,9 @@ def _refuse_foreign(folder: Path) -> None:
         # a start that was killed before it wrote run.json left at most these, empty
         inside = [p for name in ("stages", "work") if (folder / name).is_dir() for p in (folder / name).iterdir()]
         if any(durable.is_published(path) for path in inside) or {"stages", JOURNAL} <= names:
-            raise StateError(f"{folder / RUN_FILE}: missing from a run that has begun; restore it, or start anew elsewhere")
+            raise StateError(
+                f"{folder / RUN_FILE}: missing from a run that has begun; restore it, or start anew elsewhere"
+            )
         if foreign := sorted(names - {"stages", "work", "lock"}) + [path.name for path in inside]:
             raise InputError(f"{folder}: not empty and not a run (found {', '.join(foreign[:3])}); name a new folder")
     except OSError as error:
@@ -266,7 +270,9 @@ def _describe_fork(source: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         old, new = _flatten({key: recorded.get(key)}), _flatten({key: identity.get(key)})
         if changes := [f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in sorted(old.keys() | new.keys())
                        if old.get(k) != new.get(k)]:  # fmt: skip
-            raise InputError(f"{source}: a fork keeps the {key}, found {'; '.join(changes)}; start a run without --fork")
+            raise InputError(
+                f"{source}: a fork keeps the {key}, found {'; '.join(changes)}; start a run without --fork"
+            )
     same_dev = recorded.get("dev") == identity.get("dev")
     stages = {
         stage.name: durable.directory_digest(stage)
@@ -279,14 +285,16 @@ def _describe_fork(source: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
 def _check_weights(path: Path) -> int:
     """Number of tensors in a safetensors file, all finite."""
     import numpy as np
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(str(path), framework="numpy") as tensors:
-        names = list(tensors.keys())
-        for name in names:
-            if not np.isfinite(tensors.get_tensor(name)).all():
-                raise StateError(f"{path}: weight {name} holds NaN or inf")
-    return len(names)
+    try:
+        with safe_open(str(path), framework="numpy") as tensors:
+            values = {name: np.isfinite(tensors.get_tensor(name)).all() for name in tensors.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise StateError(f"{path}: not a file of weights ({error})") from None
+    if bad := [name for name, finite in values.items() if not finite]:
+        raise StateError(f"{path}: weight {bad[0]} holds NaN or inf")
+    return len(values)
 
 
 def _check_labels(path: Path, rows: int | None) -> int:
@@ -294,14 +302,17 @@ def _check_labels(path: Path, rows: int | None) -> int:
     import numpy as np
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(path)
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise StateError(f"{path}: not a table of labels ({str(error).splitlines()[0]})") from None
     if rows is not None and table.num_rows != rows:
         raise StateError(f"{path}: expected a label for each of {rows} pairs, found {table.num_rows}")
-    for name in table.column_names:
-        if str(table.schema.field(name).type) == "float":
-            values = table[name].to_numpy()
+    for field in table.schema:
+        if pyarrow.types.is_floating(field.type):
+            values = table[field.name].to_numpy()
             if not np.isfinite(values).all():
-                raise StateError(f"{path}: column {name} holds NaN or inf")
-            if name == "score" and not ((values >= 0) & (values <= 1)).all():
+                raise StateError(f"{path}: column {field.name} holds NaN or inf")
+            if field.name == "score" and not ((values >= 0) & (values <= 1)).all():
                 raise StateError(f"{path}: a score lies outside [0, 1]")
     return table.num_rows

@@ -6,10 +6,9 @@ the best checkpoint on a dev set, a progress bar on stderr.
 
 from __future__ import annotations
 
-import logging
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,18 +27,17 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from sentence_transformers.sentence_transformer.losses import AnglELoss, CoSENTLoss, CosineSimilarityLoss
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, ProgressCallback, TrainerState
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from transenc import durable
+from transenc.checkpoints import FiniteNumbers, SealedCheckpoints, best_checkpoint, newest_checkpoint, saved_step
 from transenc.config import BiTrainingSettings, TrainingSettings
 from transenc.encoders import Encoder
 from transenc.errors import StateError
 from transenc.metrics import correlation
 from transenc.scoring import score_pairs
 from transenc.signals import StopRequest
-
-logger = logging.getLogger(__name__)
 
 LOSSES = {"mse": CosineSimilarityLoss, "cosent": CoSENTLoss, "angle": AnglELoss}
 
@@ -139,15 +137,30 @@ def group_by_length(
     """A batch sampler (the `batch_sampler` hook of the trainers) of random batches with similar text lengths."""
     texts = zip(dataset["sentence1"], dataset["sentence2"], strict=True)
     lengths = [len(first) + len(second) for first, second in texts]
-    sampler = LengthGroupedSampler(batch_size, lengths=lengths, generator=generator)
     return DefaultBatchSampler(
-        sampler,  # type: ignore[arg-type]  # the hook's own default passes a sampler here as well
+        _LengthGroupedSampler(batch_size, lengths=lengths, generator=torch.Generator(), seed=seed),
         batch_size=batch_size,
         drop_last=drop_last,
         valid_label_columns=valid_label_columns,
         generator=generator,
         seed=seed,
     )
+
+
+class _LengthGroupedSampler(LengthGroupedSampler):
+    """Each epoch's order depends on seed and epoch alone, so that a resume in a later epoch finds the same."""
+
+    def __init__(self, batch_size: int, *, lengths: list[int], generator: torch.Generator, seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=generator)
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:  # called by accelerate
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.epoch)
+        return super().__iter__()
 
 
 def _train(
@@ -191,53 +204,36 @@ def _train(
     # a short window is for training speed; the model that is handed on keeps its own
     own_length = model.max_seq_length
     model.max_seq_length = min(settings.max_length, own_length or settings.max_length)
-    checkpoints = _Checkpoints(context)
+    # what a kill left of a save: never sealed, never read
+    for leftover in context.work.glob("trainer/checkpoint-*"):
+        shutil.rmtree(leftover)
+    durable.remove_temporaries(context.work)
     trainer = trainer_class(
         model=model,
         args=arguments,
         train_dataset=pairs,
         loss=loss,
         evaluator=_DevSpearman(context) if choosing else None,
-        callbacks=[_FiniteNumbers(context), checkpoints, _Progress()],
+        # in this order: a checkpoint that a signal asks for is looked at as well
+        callbacks=[SealedCheckpoints(context.work, context.stop), FiniteNumbers(context.work), _Progress()],
     )
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which carries results alone
     with durable.explain_full_disk(context.work), context.stop.deferred():
-        trainer.train(resume_from_checkpoint=newest_checkpoint(context.work))
+        checkpoint = newest_checkpoint(context.work)
+        if checkpoint is not None and saved_step(checkpoint) >= train_steps(len(pairs), settings):
+            # trained to the end; the trainer would take one step more where an epoch is not whole
+            _load_weights(model, checkpoint)
+            trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        else:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if choosing and context.stop.signum is None:
             trainer.evaluate()
     model.max_seq_length = own_length
     if choosing and (best := best_checkpoint(context.work)) is not None:
         # the last weights stay beside the chosen ones, so that both choices can be compared
         model.save_pretrained(str(context.work / "last"))
-        _load_weights(model, best[1])
+        _load_weights(model, best)
     return trainer.state.log_history
-
-
-def newest_checkpoint(work: Path) -> str | None:
-    """The newest checkpoint under `work` that verifies; damaged ones are removed with a warning."""
-    for path in sorted(work.glob("ckpt-*"), reverse=True):
-        try:
-            durable.verify_directory(path)
-        except StateError as error:
-            logger.warning("stepping back to an earlier checkpoint: %s", error)
-            shutil.rmtree(path)
-        else:
-            return str(path)
-    return None
-
-
-def best_checkpoint(work: Path) -> tuple[float, Path] | None:
-    """The dev Spearman and folder of the best checkpoint under `work` that verifies; the earliest of equals."""
-    found = []
-    for path in sorted(work.glob("best-*")):
-        try:
-            facts = durable.verify_directory(path)
-        except StateError as error:
-            logger.warning("%s", error)
-            shutil.rmtree(path)
-        else:
-            found.append((facts["dev"], path))
-    return max(found, key=lambda item: item[0], default=None)
 
 
 def _load_weights(model: Encoder, folder: Path) -> None:
@@ -252,68 +248,19 @@ class _DevSpearman(BaseEvaluator):
         self.context = context
 
     def __call__(
-        self, model: Encoder, output_path: str | None = None, epoch: float = -1, steps: int = -1
+        self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
         dev = self.context.dev
         assert dev is not None
         scores = score_pairs(model, dev, symmetric=self.context.symmetric)
         value = correlation(scores, list(dev["score"]))["spearman"]
-        return {} if value is None else {"dev_spearman": value}
-
-
-class _FiniteNumbers(TrainerCallback):
-    def __init__(self, context: TrainingContext) -> None:
-        self.context = context
-
-    def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
-        # fp16 loss scaling overflows on purpose in its first steps, so only its loss is judged
-        for key in ("loss",) if args.fp16 else ("loss", "grad_norm"):
-            if key in logs and not math.isfinite(logs[key]):
-                last = newest_checkpoint(self.context.work)
-                raise StateError(
-                    f"{key} is {logs[key]} at step {state.global_step}: training stopped; last good checkpoint: "
-                    f"{last or 'none yet'}; lower the learning rate or use --precision float32"
-                )
-
-
-class _Checkpoints(TrainerCallback):
-    """Seals what the trainer saved, keeps the newest two, and the best on dev."""
-
-    def __init__(self, context: TrainingContext) -> None:
-        self.context = context
-
-    def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        if self.context.stop.signum is not None:
-            control.should_save = control.should_training_stop = True
-
-    def on_save(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        target = self.context.work / f"ckpt-{state.global_step:08d}"
-        if target.exists():  # a resume at the last step saves that step again
-            shutil.rmtree(Path(args.output_dir) / f"checkpoint-{state.global_step}")
-            return
-        durable.seal_directory(
-            Path(args.output_dir) / f"checkpoint-{state.global_step}",
-            target,
-            facts={"step": state.global_step},
-        )
-        for old in sorted(self.context.work.glob("ckpt-*"))[:-2]:
-            shutil.rmtree(old)
-
-    def on_evaluate(self, args, state, control, metrics=None, model=None, **kwargs):  # type: ignore[no-untyped-def]
-        dev = metrics.get("eval_dev_spearman")
-        best = best_checkpoint(self.context.work)
-        if dev is None or (best is not None and dev <= best[0]):
-            return
-        target = self.context.work / f"best-{state.global_step:08d}"
-        with durable.publish_directory(target, facts={"dev": dev, "step": state.global_step}) as temporary:
-            model.save_pretrained(str(temporary))
-        if best is not None:
-            shutil.rmtree(best[1])
+        return {} if value is None else {"dev_spearman": float(value)}
 
 
 class _Progress(ProgressCallback):
     """The trainer's progress bar with the loss in it; the original writes every log line to stdout."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)
+        bar: Any = self.training_bar
+        if bar is not None and logs and "loss" in logs:
+            bar.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)

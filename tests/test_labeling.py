@@ -1,0 +1,128 @@
+"""Labels against figures worked out by hand."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scenario import make_dataset
+
+from transenc.encoders import load_bi_encoder, load_cross_encoder
+from transenc.errors import InputError, StateError
+from transenc.labeling import clip_scores, label_pairs, make_labels, merge_scores, read_labels
+from transenc.scoring import score_pairs
+
+A = np.array([0.0, 0.2, 0.4, 1.0], dtype=np.float32)
+B = np.array([0.9, 0.1, 0.5, 0.7], dtype=np.float32)
+
+
+def test_raw_is_the_plain_mean() -> None:
+    assert merge_scores([A, B]).tolist() == pytest.approx([0.45, 0.15, 0.45, 0.85])
+    assert merge_scores([A, B]).dtype == np.float32
+
+
+def test_weights_need_not_sum_to_one() -> None:
+    # (3 a + b) / 4
+    assert merge_scores([A, B], weights=[6, 2]).tolist() == pytest.approx([0.225, 0.175, 0.425, 0.925])
+    assert merge_scores([A, B], weights=[0, 1]).tolist() == pytest.approx(B.tolist())
+
+
+def test_quantile_puts_both_on_the_mean_quantile_function() -> None:
+    # sorted: a = 0, .2, .4, 1; b = .1, .5, .7, .9; their mean = .05, .35, .55, .95
+    # places in a: 0 1 2 3, in b: 3 0 1 2
+    expected = [(0.05 + 0.95) / 2, (0.35 + 0.05) / 2, (0.55 + 0.35) / 2, (0.95 + 0.55) / 2]
+    assert merge_scores([A, B], scale="quantile").tolist() == pytest.approx(expected)
+
+
+def test_quantile_weighs_the_common_scale_too() -> None:
+    # weights 3/4, 1/4: common = 3/4 a + 1/4 b sorted = .025, .275, .475, .975
+    common = [0.025, 0.275, 0.475, 0.975]
+    expected = [0.75 * common[i] + 0.25 * common[j] for i, j in zip(range(4), [3, 0, 1, 2], strict=True)]
+    assert merge_scores([A, B], weights=[3, 1], scale="quantile").tolist() == pytest.approx(expected)
+
+
+def test_ties_share_the_mean_of_their_places() -> None:
+    tied = np.array([0.5, 0.5, 0.1, 0.9], dtype=np.float32)
+    # sorted: .1, .5, .5, .9 and 0, .2, .4, 1: common = .05, .35, .45, .95; the two at .5 share .4
+    # the other's places: 0, 1, 2, 3
+    expected = [(0.4 + 0.05) / 2, (0.4 + 0.35) / 2, (0.05 + 0.45) / 2, (0.95 + 0.95) / 2]
+    assert merge_scores([tied, A], scale="quantile").tolist() == pytest.approx(expected)
+
+
+def test_one_teacher_or_one_pair_is_left_alone() -> None:
+    assert merge_scores([B], scale="quantile").tolist() == pytest.approx(B.tolist())
+    assert merge_scores([A[:1], B[:1]], scale="quantile").tolist() == pytest.approx([0.45])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_not_finite_is_refused(bad: float) -> None:
+    with pytest.raises(StateError, match=rf"teacher 1 scored pair 2 as {bad}; expected a finite number"):
+        merge_scores([A, np.array([0, 0, bad, 0], dtype=np.float32)])
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0], [0.0, 0.0]])
+def test_wrong_weights_are_refused(weights: list[float]) -> None:
+    with pytest.raises(InputError, match="expected 2 weights of 0 or more, not all 0"):
+        merge_scores([A, B], weights=weights)
+
+
+def test_nothing_to_merge_is_refused() -> None:
+    with pytest.raises(InputError, match="no teacher's scores given"):
+        merge_scores([])
+
+
+def test_scores_are_clipped_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    scores = np.array([-0.25, 0.0, 1.0, 1.5], dtype=np.float32)
+    clipped, count = clip_scores(scores)
+    assert clipped.tolist() == [0.0, 0.0, 1.0, 1.0]
+    assert count == 2
+    with caplog.at_level(logging.INFO):
+        labels = make_labels(make_dataset(4), {"bi-0": scores}, scores)
+    assert labels.column_names == ["sentence1", "sentence2", "bi-0", "score"]
+    assert list(labels["score"]) == [0.0, 0.0, 1.0, 1.0]
+    assert list(labels["bi-0"]) == [-0.25, 0.0, 1.0, 1.5]  # what the teacher said is kept
+    assert caplog.messages == ["2 of 4 labels lay outside [0, 1] and were clipped"]
+
+
+def test_labels_come_back_from_disk_without_a_copy_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    labels = make_labels(make_dataset(4), {"bi-0": A, "cross-0": B}, A)
+    labels.to_parquet(str(tmp_path / "labels.parquet"))
+    read = read_labels(tmp_path)
+    assert read.to_dict() == labels.to_dict()
+    assert read.features == labels.features
+    assert not (tmp_path / "cache").exists()
+
+
+def test_teachers_by_name_and_by_object(tiny_bi: Path, tiny_cross: Path) -> None:
+    pairs = make_dataset(6)
+    bi, cross = load_bi_encoder(tiny_bi, device="cpu"), load_cross_encoder(tiny_cross, device="cpu")
+    expected = [score_pairs(bi, pairs), score_pairs(cross, pairs)]
+    labels = label_pairs([str(tiny_bi), cross], pairs)
+    assert labels.column_names == ["sentence1", "sentence2", "teacher-0", "teacher-1", "score"]
+    assert list(labels["teacher-0"]) == pytest.approx(expected[0].tolist(), abs=1e-6)
+    assert list(labels["teacher-1"]) == pytest.approx(expected[1].tolist(), abs=1e-6)
+    merged = [min(1.0, max(0.0, (x + y) / 2)) for x, y in zip(*expected, strict=True)]
+    assert list(labels["score"]) == pytest.approx(merged, abs=1e-6)
+    assert list(labels["sentence1"]) == list(pairs["sentence1"])
+    one = label_pairs(tiny_bi, pairs)
+    assert list(one["score"]) == pytest.approx(np.clip(expected[0], 0, 1).tolist(), abs=1e-6)
+
+
+def test_the_order_counts_for_asymmetric_pairs(tiny_cross: Path) -> None:
+    pairs = make_dataset(6)
+    cross = load_cross_encoder(tiny_cross, device="cpu")
+    turned = pairs.rename_columns({"sentence1": "sentence2", "sentence2": "sentence1"})
+    one, other = (np.array(label_pairs(cross, rows, symmetric=False)["score"]) for rows in (pairs, turned))
+    assert np.abs(one - other).max() > 1e-3
+    both = np.array(label_pairs(cross, pairs)["score"])
+    assert both.tolist() == pytest.approx(((one + other) / 2).tolist(), abs=1e-6)
+
+
+def test_no_teacher_is_refused() -> None:
+    with pytest.raises(InputError, match="labels need at least one teacher"):
+        label_pairs([], make_dataset(2))

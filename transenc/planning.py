@@ -1,0 +1,114 @@
+"""The stages of a distillation: their names and, before a run, their sizes and a rough time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from datasets import Dataset
+
+from transenc.config import Backbone, DistillConfig
+from transenc.encoders import load_bi_encoder
+from transenc.errors import InputError
+from transenc.outcome import MAX_AUTO_CYCLES
+from transenc.scoring import score_pairs
+from transenc.training import train_steps
+
+START = "c00-00-start"
+_SAMPLE = 64
+
+
+def stage_name(cycle: int, stage: str) -> str:
+    """Name of a stage, in the order in which the stages run.
+
+    Example:
+        >>> stage_name(1, "10-bi-label")
+        'c01-10-bi-label'
+    """
+    return f"c{cycle:02d}-{stage}"
+
+
+def check_inputs(
+    backbones: Sequence[Backbone], pairs: Dataset, *, config: DistillConfig, dev: Dataset | None = None
+) -> None:
+    """Refuse what no run can start from.
+
+    Raises:
+        InputError: no backbone, too few pairs, a missing column, or no dev set to choose by.
+    """
+    if not backbones:
+        raise InputError("distillation needs at least one backbone, got none")
+    _check_columns(pairs, "pairs", ("sentence1", "sentence2"))
+    if dev is not None:
+        _check_columns(dev, "dev set", ("sentence1", "sentence2", "score"))
+    if len(pairs) < 2:
+        raise InputError(f"distillation needs at least 2 pairs, got {len(pairs)}")
+    if config.select == "dev" and dev is None:
+        raise InputError("select 'dev' needs a dev set; give one (--dev FILE) or use --select last")
+
+
+def describe_plan(
+    backbones: Sequence[Backbone],
+    pairs: Dataset,
+    *,
+    config: DistillConfig,
+    dev: Dataset | None = None,
+    symmetric: bool = True,
+    device: str | None = None,
+) -> list[dict[str, Any]]:
+    """The stages of a run with their sizes and a rough time, without running them.
+
+    The time comes from scoring up to 64 of the pairs with the first backbone here and now; a training step is taken
+    as three times a forward pass, a cross-encoder's pass over a pair as one over its two sentences.
+
+    Returns:
+        One dict a stage: `stage`, `pairs` that pass through a model, `steps` (training), `minutes`.
+
+    Raises:
+        InputError: unusable input.
+
+    Example:
+        >>> describe_plan([Backbone("my/encoder")], pairs, config=DistillConfig())  # doctest: +SKIP
+    """
+    check_inputs(backbones, pairs, config=config, dev=dev)
+    minutes_a_pair = _measure(backbones[0], pairs, config, device)
+    n, orders = len(pairs), 2 if symmetric else 1
+    on_dev = 0 if dev is None else len(dev)
+    bi_steps, cross_steps = train_steps(n, config.bi), train_steps(orders * n, config.cross)
+    plan = []
+
+    def add(stage: str, passes: float, steps: int = 0) -> None:
+        total = round(len(backbones) * passes)
+        minutes = round(total * minutes_a_pair, 1)
+        plan.append({"stage": stage, "pairs": total, "steps": len(backbones) * steps, "minutes": minutes})
+
+    def dev_passes(steps: int) -> int:  # the evaluations during a training
+        return on_dev * math.ceil(steps / config.eval_steps) if config.eval_steps else 0
+
+    add(START, 0)
+    add(stage_name(0, "50-evaluate"), on_dev)
+    for cycle in range(1, (config.cycles if isinstance(config.cycles, int) else MAX_AUTO_CYCLES) + 1):
+        add(stage_name(cycle, "10-bi-label"), n)
+        cross_passes = 3 * orders * n * config.cross.epochs + orders * dev_passes(cross_steps)
+        add(stage_name(cycle, "20-cross-train"), cross_passes, cross_steps)
+        add(stage_name(cycle, "30-cross-label"), orders * n)
+        add(stage_name(cycle, "40-bi-train"), 3 * n * config.bi.epochs + dev_passes(bi_steps), bi_steps)
+        add(stage_name(cycle, "50-evaluate"), (1 + orders) * on_dev)
+    return plan
+
+
+def _check_columns(rows: Dataset, what: str, columns: Sequence[str]) -> None:
+    if missing := [column for column in columns if column not in rows.column_names]:
+        raise InputError(f"the {what} must have the column {missing[0]!r}, found {', '.join(rows.column_names)}")
+
+
+def _measure(backbone: Backbone, pairs: Dataset, config: DistillConfig, device: str | None) -> float:
+    """Minutes that the bi-encoder takes for one pair."""
+    model = load_bi_encoder(backbone.bi, pooling=backbone.pooling, device=device)
+    sample = pairs.select(range(0, len(pairs), math.ceil(len(pairs) / _SAMPLE)))
+    score_pairs(model, sample.select(range(1)), batch_tokens=config.batch_tokens)  # the first call warms up
+    started = time.perf_counter()
+    score_pairs(model, sample, batch_tokens=config.batch_tokens)
+    return (time.perf_counter() - started) / len(sample) / 60
