@@ -72,7 +72,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_distill(verbs)
     _add_label(verbs)
     _add_evaluate(verbs)
-    verify = _add_verb(verbs, "verify", "check every digest and number of a run", _verify)
+    verify = _add_verb(
+        verbs, "verify", "check every digest of a run, and that every weight and label is finite", _verify
+    )
     verify.add_argument("path", help="a run directory")
     return parser
 
@@ -370,7 +372,10 @@ def _verify(arguments: argparse.Namespace) -> str:
     from transenc.run import verify_run
 
     result = verify_run(arguments.path)
-    text = f"{result['run']}: {result['stages']} stages, {result['files']} files, all digests fit"
+    text = (
+        f"{result['run']}: {result['stages']} stages, {result['files']} files: all digests fit; "
+        f"{result['tensors']} tensors and {result['labels']} labels: all finite"
+    )
     return _to_json(result) if arguments.json else text
 
 
