@@ -22,13 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from bundled import bundled_model
 
 from transenc.benchmarks import STS_TASKS
 from transenc.durable import read_json, read_records, sha256_file, write_file, write_json
 from transenc.encoders import load_encoder, resolve_precision
-from transenc.evaluation import compare, evaluate_sts
+from transenc.evaluation import compare, evaluate_sts, score_tasks
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -82,23 +83,20 @@ def run_arm(arm: Arm, seed: int, model: str, work: Path, data: str | None) -> No
     """Distil (or resume) one arm, evaluate every model it kept, and store the result under docs/results/."""
     run = work / f"{arm.name}-seed{seed}"
     command = ["distill", "--model", model, *arm.flags, "--seed", str(seed), "--output", str(run)]
-    shown = ["distill", "--model", "$MINILM", *arm.flags, "--seed", str(seed), "--output", f"runs/{run.name}"]
-    print(f"$ transenc {shlex.join(shown)}", flush=True)
+    told = ["distill", "--model", "$MINILM", *arm.flags, "--seed", str(seed), "--output", f"runs/{run.name}"]
+    print(f"$ transenc {shlex.join(told)}", flush=True)
     environment = {**os.environ, **({"TRANSENC_DATA": data} if data else {})}
     subprocess.run([sys.executable, "-m", "transenc", *command], check=True, env=environment)
     best = read_json(run / "best.json")
-    scores = {}
-    for entry in best["history"]:
-        for form in ("bi", "cross"):
-            for model_entry in entry[form]:
-                path = model_entry["path"]
-                scores[path] = evaluate_once(run, path, data)
-    chosen = best["best"]["bi"]["path"]
-    difference = cached(run / "compare.json", lambda: compare(
-        load(run / chosen), load(run / "stages/c00-00-start/model-0"), data=data, progress=True))  # fmt: skip
+    start, chosen, last = "stages/c00-00-start/model-0", best["best"]["bi"]["path"], best["history"][-1]
+    shown = [model["path"] for entry in best["history"] for model in entry["bi"]]
+    shown += [model["path"] for model in last["cross"]]  # a cross-encoder takes four times as long to evaluate
+    pairs = {path: score_once(run, path, data) for path in shown}
+    scores = {path: evaluate_sts(found, data=data) for path, found in pairs.items()}
+    difference = compare(pairs[chosen], pairs[start], data=data)
     records = read_records(run / "journal.jsonl")
     result = {
-        "arm": arm.name, "title": arm.title, "seed": seed, "command": f"transenc {shlex.join(shown)}",
+        "arm": arm.name, "title": arm.title, "seed": seed, "command": f"transenc {shlex.join(told)}",
         "pairs": read_json(run / "run.json")["pairs"]["rows"],
         "machine": {**read_json(run / "run.json")["machine"], "cpu": cpu_name(), "torch": torch.__version__},
         "seconds": {r["name"]: r["seconds"] for r in records if r["event"] == "stage"},
@@ -109,23 +107,15 @@ def run_arm(arm: Arm, seed: int, model: str, work: Path, data: str | None) -> No
     write_json(DOCS / "results" / f"{run.name}.json", result)
 
 
-def evaluate_once(run: Path, path: str, data: str | None) -> dict[str, Any]:
-    """The seven tasks for one model of the run; the same weights are evaluated once, whatever run they are in."""
-    digest = sha256_file(run / path / "model.safetensors")
-    return cached(
-        run.parent / "scores" / f"{digest}.json", lambda: evaluate_sts(load(run / path), data=data, progress=True)
-    )
-
-
-def cached(target: Path, compute: Any) -> Any:
-    """Read `target`, or compute and keep it: an interrupted evaluation goes on where it was."""
+def score_once(run: Path, path: str, data: str | None) -> dict[str, np.ndarray]:
+    """The scores of the seven tasks' pairs by one model; the same weights are run once, whatever run they are in."""
+    target = run.parent / "scores" / f"{sha256_file(run / path / 'model.safetensors')}.json"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
-        value = compute()
-        write_json(target, value)
-        print(f"{target.name}: {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
-    return read_json(target)
+        write_json(target, {task: s.tolist() for task, s in score_tasks(load(run / path), data=data).items()})
+        print(f"{run.name}/{path}: scored in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+    return {task: np.array(scores, dtype=np.float32) for task, scores in read_json(target).items()}
 
 
 def load(path: Path) -> Any:

@@ -20,9 +20,47 @@ from transenc.metrics import correlation, ranking_quality
 from transenc.pairs import read_gold
 from transenc.scoring import score_pairs
 
-Encoders = Encoder | str | Path | Sequence[Encoder | str | Path]
+Scores = Mapping[str, np.ndarray]
+Encoders = Encoder | str | Path | Sequence[Encoder | str | Path] | Scores
 
 _RESAMPLES_AT_ONCE = 100  # bounds memory: 100 resamples of 5,000 rows are 4 MB an array
+
+
+def score_tasks(
+    encoders: Encoders,
+    *,
+    tasks: Sequence[str] = STS_TASKS,
+    data: str | os.PathLike[str] | None = None,
+    pooling: str | None = None,
+    batch_tokens: int | None = None,
+    progress: bool = False,
+) -> dict[str, np.ndarray]:
+    """Score the test pairs of tasks; `evaluate_sts`, `evaluate_pairs` and `compare` take the result for an encoder.
+
+    Args:
+        encoders: An encoder, or the folder or Hub id of one; several are an ensemble (the mean of their scores).
+        tasks: Some of `STS_TASKS` and `PAIR_TASKS`.
+        data: Where the benchmarks are, as for `load_benchmark`.
+        pooling: For bare Hugging Face folders.
+        batch_tokens: As for `score_pairs`.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        Task -> float32 scores of its test pairs, in their order.
+
+    Raises:
+        InputError: An unknown task, missing benchmark or unusable model.
+
+    Example:
+        >>> from transenc.evaluation import compare, evaluate_sts, score_tasks  # doctest: +SKIP
+        >>> scores = score_tasks("my/encoder")  # doctest: +SKIP
+        >>> evaluate_sts(scores)["average"], compare(scores, "another/encoder")["average"]  # doctest: +SKIP
+    """
+    _check_tasks(tasks, STS_TASKS + PAIR_TASKS)
+    sets = {task: load_benchmark(task, data=data) for task in tasks}
+    return _score_sets(
+        encoders, sets, symmetric=is_symmetric, pooling=pooling, batch_tokens=batch_tokens, progress=progress
+    )
 
 
 def evaluate_sts(
@@ -41,7 +79,8 @@ def evaluate_sts(
     the cosine. Sentences that several tasks share are encoded once.
 
     Args:
-        encoders: An encoder, or the folder or Hub id of one; several are an ensemble (the mean of their scores).
+        encoders: An encoder, or the folder or Hub id of one; several are an ensemble (the mean of their scores);
+            or what `score_tasks` gave.
         tasks: Some of `STS_TASKS`.
         data: Where the benchmarks are, as for `load_benchmark`.
         subsets: Also give the figure of every subset, under "subsets".
@@ -64,7 +103,7 @@ def evaluate_sts(
     _check_tasks(tasks, STS_TASKS)
     sets = {task: load_benchmark(task, data=data) for task in tasks}
     scores = _score_sets(
-        _load_all(encoders, pooling), sets, symmetric=is_symmetric, batch_tokens=batch_tokens, progress=progress
+        encoders, sets, symmetric=is_symmetric, pooling=pooling, batch_tokens=batch_tokens, progress=progress
     )
     figures = {task: correlation(scores[task], np.array(rows["score"])) for task, rows in sets.items()}
     result: dict[str, Any] = _percent(figures, "spearman")
@@ -90,7 +129,8 @@ def evaluate_pairs(
     A question and its answer differ in kind, so a cross-encoder reads QNLI in the given order only.
 
     Args:
-        encoders: An encoder, or the folder or Hub id of one; several are an ensemble (the mean of their scores).
+        encoders: An encoder, or the folder or Hub id of one; several are an ensemble (the mean of their scores);
+            or what `score_tasks` gave.
         tasks: Some of `PAIR_TASKS`.
         data: Where the benchmarks are, as for `load_benchmark`.
         pooling: For bare Hugging Face folders.
@@ -112,7 +152,7 @@ def evaluate_pairs(
     _check_tasks(tasks, PAIR_TASKS)
     sets = {task: load_benchmark(task, data=data) for task in tasks}
     scores = _score_sets(
-        _load_all(encoders, pooling), sets, symmetric=is_symmetric, batch_tokens=batch_tokens, progress=progress
+        encoders, sets, symmetric=is_symmetric, pooling=pooling, batch_tokens=batch_tokens, progress=progress
     )
     figures = {task: ranking_quality(scores[task], np.array(rows["label"])) for task, rows in sets.items()}
     result: dict[str, Any] = {
@@ -183,7 +223,7 @@ def compare(
     tells what other test pairs of the same kind would change, not what another training seed would.
 
     Args:
-        encoders_a: The system in question: an encoder, a name, or an ensemble.
+        encoders_a: The system in question: an encoder, a name, an ensemble, or what `score_tasks` gave.
         encoders_b: What it is compared with.
         tasks: Some of `STS_TASKS` (by Spearman) and `PAIR_TASKS` (by AUC); None: all of `STS_TASKS`, or `path`.
         path: A file with gold values in place of the tasks, as for `evaluate_file`.
@@ -220,9 +260,10 @@ def compare(
         sets = {task: load_benchmark(task, data=data) for task in tasks}
     systems = [
         _score_sets(
-            _load_all(encoders, pooling),
+            encoders,
             sets,
             symmetric=is_symmetric if path is None else lambda _: symmetric,
+            pooling=pooling,
             batch_tokens=batch_tokens,
             progress=progress,
         )
@@ -247,26 +288,34 @@ def _check_tasks(tasks: Sequence[str], known: Sequence[str]) -> None:
         raise InputError(f"tasks must be a list of different names out of {', '.join(known)}, found {tasks!r}")
 
 
-def _load_all(encoders: Encoders, pooling: str | None) -> list[Encoder]:
+def _load_all(encoders: Any, pooling: str | None) -> list[Encoder]:
     group: list[Any] = list(encoders) if isinstance(encoders, list | tuple) else [encoders]
     return [load_encoder(item, pooling=pooling) if isinstance(item, str | Path) else item for item in group]
 
 
 def _score_sets(
-    encoders: list[Encoder],
+    encoders: Encoders,
     sets: Mapping[str, Dataset],
     *,
     symmetric: Callable[[str], bool],
+    pooling: str | None,
     batch_tokens: int | None,
     progress: bool,
 ) -> dict[str, np.ndarray]:
     """Score all sets of one kind in one call, so that a sentence in several of them is encoded once."""
+    if isinstance(encoders, Mapping):
+        for name, rows in sets.items():
+            if name not in encoders or np.shape(encoders[name]) != (len(rows),):
+                shape = np.shape(encoders[name]) if name in encoders else "none"
+                raise InputError(f"expected {len(rows)} scores for {name}, found {shape}; see score_tasks")
+        return {name: np.asarray(encoders[name]) for name in sets}
+    group = _load_all(encoders, pooling)
     scores: dict[str, np.ndarray] = {}
     for kind in (True, False):
         names = [name for name in sets if symmetric(name) is kind]
         pairs = [pair for name in names for pair in zip(sets[name]["sentence1"], sets[name]["sentence2"], strict=True)]
         if pairs:
-            found = score_pairs(encoders, pairs, symmetric=kind, batch_tokens=batch_tokens, progress=progress)
+            found = score_pairs(group, pairs, symmetric=kind, batch_tokens=batch_tokens, progress=progress)
             ends = np.cumsum([len(sets[name]) for name in names])
             scores.update(zip(names, np.split(found, ends[:-1]), strict=True))
     return scores
