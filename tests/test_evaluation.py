@@ -16,7 +16,7 @@ from tiny import count_common, make_pairs
 
 from transenc.encoders import load_encoder
 from transenc.errors import InputError
-from transenc.evaluation import _auc, _spearman, compare, evaluate_file, evaluate_pairs, evaluate_sts
+from transenc.evaluation import _auc, _spearman, compare, evaluate_file, evaluate_pairs, evaluate_sts, score_tasks
 
 Pairs = list[tuple[str, str]]
 STS13, STSB, LABELLED = make_pairs(60, seed=1), make_pairs(40, seed=2), make_pairs(50, seed=3)
@@ -122,6 +122,19 @@ def test_undefined_figures_are_none_with_a_reason(tiny_bi: Path, data: Path) -> 
     assert found["reasons"] == {"stsb": "all gold scores are equal"}
     assert isinstance(found["sts13"], float)
     json.dumps(found, allow_nan=False)
+
+
+def test_scores_computed_before_give_the_same_figures(tiny_bi: Path, tiny_bi_b: Path, data: Path) -> None:
+    scores = score_tasks(tiny_bi, tasks=["sts13", "stsb", "qnli"], data=data)
+    assert {task: found.shape for task, found in scores.items()} == {"sts13": (60,), "stsb": (40,), "qnli": (50,)}
+    sts: dict[str, Any] = {"tasks": ["sts13", "stsb"], "data": data}
+    assert evaluate_sts(scores, **sts, subsets=True) == evaluate_sts(tiny_bi, **sts, subsets=True)
+    assert evaluate_pairs(scores, tasks=["qnli"], data=data) == evaluate_pairs(tiny_bi, tasks=["qnli"], data=data)
+    assert compare(scores, tiny_bi_b, **sts) == compare(tiny_bi, tiny_bi_b, **sts)
+    with pytest.raises(InputError, match=r"expected 60 scores for sts13, found \(40,\)"):
+        evaluate_sts({"sts13": scores["stsb"]}, tasks=["sts13"], data=data)
+    with pytest.raises(InputError, match="expected 40 scores for stsb, found none"):
+        evaluate_sts({}, tasks=["stsb"], data=data)
 
 
 @pytest.mark.parametrize("tasks", [[], "stsb", ["stsb", "stsb"], ["sts11"], ["mrpc"]])

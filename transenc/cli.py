@@ -323,40 +323,24 @@ def _label(arguments: argparse.Namespace) -> str:
 def _evaluate(arguments: argparse.Namespace) -> str:
     _check_tasks(arguments)
     _quiet_libraries()
-    from transenc.evaluation import compare, evaluate_file, evaluate_pairs, evaluate_sts
+    from transenc.evaluation import compare, evaluate_file, evaluate_pairs, evaluate_sts, score_tasks
 
-    encoders = _load(arguments, arguments.model)
-    symmetric = not arguments.asymmetric
-    if arguments.suite == "sts":
-        tasks = tuple(arguments.task or STS_TASKS)
-        result = evaluate_sts(
-            encoders,
-            tasks=tasks,
-            data=arguments.data,
-            subsets=arguments.subsets,
-            batch_tokens=arguments.batch_tokens,
-            progress=True,
-        )
-    elif arguments.suite == "pairs":
-        tasks = tuple(arguments.task or PAIR_TASKS)
-        result = evaluate_pairs(
-            encoders, tasks=tasks, data=arguments.data, batch_tokens=arguments.batch_tokens, progress=True
-        )
+    encoders: Any = _load(arguments, arguments.model)
+    tasks, symmetric, data = None, not arguments.asymmetric, arguments.data
+    options: dict[str, Any] = {"batch_tokens": arguments.batch_tokens, "progress": True}
+    if arguments.suite is None:
+        result = evaluate_file(encoders, arguments.file, symmetric=symmetric, **options)
     else:
-        tasks = None
-        result = evaluate_file(
-            encoders, arguments.file, symmetric=symmetric, batch_tokens=arguments.batch_tokens, progress=True
-        )
+        tasks = arguments.task or (STS_TASKS if arguments.suite == "sts" else PAIR_TASKS)
+        encoders = score_tasks(encoders, tasks=tasks, data=data, **options)
+        if arguments.suite == "sts":
+            result = evaluate_sts(encoders, tasks=tasks, data=data, subsets=arguments.subsets)
+        else:
+            result = evaluate_pairs(encoders, tasks=tasks, data=data)
     if arguments.compare:
         others = _load(arguments, arguments.compare)
         result["difference"] = compare(
-            encoders,
-            others,
-            tasks=tasks,
-            path=arguments.file,
-            data=arguments.data,
-            symmetric=symmetric,
-            batch_tokens=arguments.batch_tokens,
+            encoders, others, tasks=tasks, path=arguments.file, data=data, symmetric=symmetric, **options
         )
     return _to_json(result) if arguments.json else _describe_scores(result)
 
