@@ -94,17 +94,26 @@ def run_arm(arm: Arm, seed: int, model: str, work: Path, data: str | None) -> No
     pairs = {path: score_once(run, path, data) for path in shown}
     scores = {path: evaluate_sts(found, data=data) for path, found in pairs.items()}
     difference = compare(pairs[chosen], pairs[start], data=data)
-    records = read_records(run / "journal.jsonl")
+    described = read_json(run / "run.json")
     result = {
         "arm": arm.name, "title": arm.title, "seed": seed, "command": f"transenc {shlex.join(told)}",
-        "pairs": read_json(run / "run.json")["pairs"]["rows"],
-        "machine": {**read_json(run / "run.json")["machine"], "cpu": cpu_name(), "torch": torch.__version__},
-        "seconds": {r["name"]: r["seconds"] for r in records if r["event"] == "stage"},
+        "pairs": described["pairs"]["rows"],
+        "machine": {**described["machine"], "cpu": cpu_name(), "torch": torch.__version__},
+        "seconds": stage_seconds(run, described),
         "history": best["history"], "best": best["best"], "scores": scores, "difference": difference,
         "labels": label_statistics(run, best["history"]),
     }  # fmt: skip
     DOCS.joinpath("results").mkdir(parents=True, exist_ok=True)
     write_json(DOCS / "results" / f"{run.name}.json", result)
+
+
+def stage_seconds(run: Path, described: dict[str, Any]) -> dict[str, float]:
+    """Wall time of each stage, of one that was taken over in a fork where it was made."""
+    seconds = {r["name"]: r["seconds"] for r in read_records(run / "journal.jsonl") if r["event"] == "stage"}
+    if forked_from := described.get("forked_from"):
+        source = run.parent / Path(forked_from["run"]).name
+        seconds |= stage_seconds(source, read_json(source / "run.json"))
+    return seconds
 
 
 def score_once(run: Path, path: str, data: str | None) -> dict[str, np.ndarray]:
