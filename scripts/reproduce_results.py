@@ -26,10 +26,11 @@ import numpy as np
 import torch
 from bundled import bundled_model
 
-from transenc.benchmarks import STS_TASKS
+from transenc.benchmarks import STS_TASKS, load_benchmark
 from transenc.durable import read_json, read_records, sha256_file, write_file, write_json
 from transenc.encoders import load_encoder, resolve_precision
 from transenc.evaluation import compare, evaluate_sts, score_tasks
+from transenc.labeling import read_labels
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -101,7 +102,8 @@ def run_arm(arm: Arm, seed: int, model: str, work: Path, data: str | None) -> No
         "machine": {**described["machine"], "cpu": cpu_name(), "torch": torch.__version__},
         "seconds": stage_seconds(run, described),
         "history": best["history"], "best": best["best"], "scores": scores, "difference": difference,
-        "labels": label_statistics(run, best["history"]),
+        "agreement": {str(entry["cycle"]): entry["agreement"] for entry in best["history"] if entry["cycle"]},
+        "labels": score_labels(run, len(best["history"]) - 1, data),
     }  # fmt: skip
     DOCS.joinpath("results").mkdir(parents=True, exist_ok=True)
     write_json(DOCS / "results" / f"{run.name}.json", result)
@@ -132,9 +134,24 @@ def load(path: Path) -> Any:
     return load_encoder(str(path), dtype=resolve_precision("auto"))
 
 
-def label_statistics(run: Path, history: list[dict[str, Any]]) -> dict[str, Any]:
-    """Agreement of the two forms' labels in each cycle (Spearman x100)."""
-    return {str(entry["cycle"]): entry["agreement"] for entry in history if entry["cycle"]}
+def score_labels(run: Path, cycles: int, data: str | None) -> dict[str, dict[str, float]]:
+    """Figures of each cycle's labels on the test pairs, where all of them are in the pool; otherwise nothing."""
+    tests = {task: load_benchmark(task, data=data) for task in STS_TASKS}
+    figures = {}
+    for cycle in range(1, cycles + 1):
+        labels = read_labels(run / "stages" / f"c{cycle:02d}-30-cross-label")
+        places = {pair: row for row, pair in enumerate(zip(labels["sentence1"], labels["sentence2"], strict=True))}
+        rows = {
+            task: [places.get(pair) for pair in zip(test["sentence1"], test["sentence2"], strict=True)]
+            for task, test in tests.items()
+        }
+        if any(row is None for found in rows.values() for row in found):
+            return {}
+        for column, name in (("bi-0", "bi"), ("cross-0", "cross"), ("score", "merged")):
+            values = np.array(labels[column][:])
+            scores = {task: values[np.array(found)] for task, found in rows.items()}
+            figures[f"cycle {cycle} labels, {name}"] = evaluate_sts(scores, data=data)
+    return figures
 
 
 def cpu_name() -> str:
@@ -170,16 +187,16 @@ def describe(result: dict[str, Any]) -> str:
     """One arm: command, table, difference with its interval, time."""
     rows = ["| model | " + " | ".join((*STS_TASKS, "average", "to start")) + " |", "|---" * (len(STS_TASKS) + 3) + "|"]
     start = result["scores"]["stages/c00-00-start/model-0"]["average"]
-    for path, scores in result["scores"].items():
-        marks = [form for form in ("bi", "cross") if result["best"][form]["path"] == path]
+    chosen = {result["best"][form]["path"] for form in ("bi", "cross")}
+    named = {model_name(path) + " **(chosen)**" * (path in chosen): s for path, s in result["scores"].items()}
+    for name, scores in {**named, **result["labels"]}.items():
         values = [f"{scores[task]:.2f}" for task in (*STS_TASKS, "average")]
-        name = model_name(path) + (" **(chosen)**" if marks else "")
         rows.append(f"| {name} | " + " | ".join([*values, f"{scores['average'] - start:+.2f}"]) + " |")
     average = result["difference"]["average"]
     minutes = sum(result["seconds"].values()) / 60
     stages = ", ".join(f"{name[4:]} {seconds / 60:.1f}" for name, seconds in result["seconds"].items() if seconds >= 60)
     machine = result["machine"]
-    agreement = ", ".join(f"cycle {cycle}: {value:.2f}" for cycle, value in result["labels"].items())
+    agreement = ", ".join(f"cycle {cycle}: {value:.2f}" for cycle, value in result["agreement"].items())
     return (
         f"## {result['title']}\n\n    {result['command']}\n\n" + "\n".join(rows) + "\n\n"
         f"Chosen bi-encoder minus start, average: {average['difference']:+.2f} "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import re
 import shlex
 from pathlib import Path
@@ -131,3 +132,15 @@ def test_make_targets_exist(name: str) -> None:
     }
     assert mentioned
     assert mentioned - targets == set()
+
+
+def test_the_headline_figures_are_those_of_the_results() -> None:
+    text = README.read_text(encoding="utf-8")
+    results = README.parent / "docs" / "results"
+    for path in sorted(results.glob("*-seed2021.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        scores = result["scores"]
+        start = scores["stages/c00-00-start/model-0"]["average"]
+        last = f"stages/c{len(result['history']) - 1:02d}-40-bi-train/model-0"
+        row = f"| {start:.2f} | {scores[last]['average']:.2f} | {scores[last]['average'] - start:+.2f} |"
+        assert row in text, f"README.md must have {row} for the arm {result['arm']}"

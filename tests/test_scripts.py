@@ -55,7 +55,8 @@ def test_the_results_page_says_what_the_json_says(tmp_path: Path, monkeypatch: p
         "seconds": {"c01-20-cross-train": 120.0, "c01-50-evaluate": 6.0},
         "history": [], "best": {"bi": {"path": "stages/c01-40-bi-train/model-0"}, "cross": {"path": "none"}},
         "scores": {"stages/c00-00-start/model-0": start, "stages/c01-40-bi-train/model-0": student},
-        "difference": {"average": {"difference": 1.5, "low": 1.25, "high": 1.75}}, "labels": {"1": 95.5},
+        "difference": {"average": {"difference": 1.5, "low": 1.25, "high": 1.75}}, "agreement": {"1": 95.5},
+        "labels": {"cycle 1 labels, merged": {**student, "average": 72.0}},
     }  # fmt: skip
     tmp_path.joinpath("results").mkdir()
     tmp_path.joinpath("results", "introduction.md").write_text("# Results\n", encoding="utf-8")
@@ -63,6 +64,7 @@ def test_the_results_page_says_what_the_json_says(tmp_path: Path, monkeypatch: p
     reproduce_results.write_page()
     page = tmp_path.joinpath("results.md").read_text(encoding="utf-8")
     assert "| cycle 1 bi **(chosen)** |" + " 71.50 |" * 8 + " +1.50 |" in page
+    assert "| cycle 1 labels, merged |" + " 71.50 |" * 7 + " 72.00 | +2.00 |" in page
     assert "average: +1.50 (95 % paired bootstrap over the test pairs: +1.25 to +1.75; one seed, 7)" in page
     assert "37,075 pairs" in page and "Wall time 2 min (20-cross-train 2.0)" in page
     assert tmp_path.joinpath("results", "average.svg").read_text(encoding="utf-8").startswith("<?xml")
