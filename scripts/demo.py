@@ -39,8 +39,8 @@ def run_demo(model: str, output: str) -> int:
     print(
         f"\nDone in {time.perf_counter() - started:.0f} s. Everything is in {output}: best/ has the two models (plain "
         "sentence-transformers folders), stages/ every label and weight, run.json the settings.\n"
-        "A thousand pairs show how it works, not what it gives: the dev and test files are small, and a strong start "
-        "needs tens of thousands of pairs to gain. docs/results.md has the real benchmarks."
+        "A thousand pairs show how it works, not what it gives: the dev and test files are small, and their choice and "
+        "verdict may differ. docs/results.md has the real benchmarks."
     )
     return 0
 
