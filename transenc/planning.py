@@ -67,7 +67,8 @@ def describe_plan(
     training took beside a pass of scoring on a CPU (`_TRAINING_PASS`). Take it as the order of magnitude.
 
     Returns:
-        One dict a stage: `stage`, `pairs` that pass through a model, `steps` (training), `minutes`.
+        One dict a stage: `stage`, `pairs` that pass through a model (a pair once in every epoch and order), `steps`
+        of training, `minutes`.
 
     Raises:
         InputError: unusable input.
@@ -82,10 +83,10 @@ def describe_plan(
     bi_steps, cross_steps = train_steps(n, config.bi), train_steps(orders * n, config.cross)
     plan = []
 
-    def add(stage: str, passes: float, steps: int = 0) -> None:
-        total = round(len(backbones) * passes)
-        minutes = round(total * minutes_a_pair, 1)
-        plan.append({"stage": stage, "pairs": total, "steps": len(backbones) * steps, "minutes": minutes})
+    def add(stage: str, scored: float, trained: float = 0, factor: int = 0, steps: int = 0) -> None:
+        k = len(backbones)
+        minutes = round(k * (scored + factor * trained) * minutes_a_pair, 1)
+        plan.append({"stage": stage, "pairs": round(k * (scored + trained)), "steps": k * steps, "minutes": minutes})
 
     def dev_passes(steps: int) -> int:  # the evaluations during a training
         return on_dev * math.ceil(steps / config.eval_steps) if config.eval_steps else 0
@@ -94,12 +95,11 @@ def describe_plan(
     add(stage_name(0, "50-evaluate"), on_dev)
     for cycle in range(1, (config.cycles if isinstance(config.cycles, int) else MAX_AUTO_CYCLES) + 1):
         add(stage_name(cycle, "10-bi-label"), n)
-        cross_passes = _training_pass(config.cross) * orders * n * config.cross.epochs
-        cross_passes += orders * dev_passes(cross_steps)
-        add(stage_name(cycle, "20-cross-train"), cross_passes, cross_steps)
+        trained, factor = orders * n * config.cross.epochs, _training_pass(config.cross)
+        add(stage_name(cycle, "20-cross-train"), orders * dev_passes(cross_steps), trained, factor, cross_steps)
         add(stage_name(cycle, "30-cross-label"), orders * n)
-        bi_passes = _training_pass(config.bi) * n * config.bi.epochs + dev_passes(bi_steps)
-        add(stage_name(cycle, "40-bi-train"), bi_passes, bi_steps)
+        trained, factor = n * config.bi.epochs, _training_pass(config.bi)
+        add(stage_name(cycle, "40-bi-train"), dev_passes(bi_steps), trained, factor, bi_steps)
         add(stage_name(cycle, "50-evaluate"), (1 + orders) * on_dev)
     return plan
 
