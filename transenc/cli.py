@@ -411,11 +411,11 @@ def _describe_result(result: DistillResult) -> str:
     if best["criterion"] == "last":
         verdict = "No dev set: the last cycle was taken; whether it helped, `transenc evaluate --compare` can tell."
     elif best["start_won"]:
-        verdict = "It did not help: by the dev set, the start is the best bi-encoder."
+        verdict = "By the dev set it did not help: the start is the best bi-encoder."
     else:
         before = max((score for score in start if score is not None), default=None)
         change = "" if before is None else f" ({best['bi']['score'] - before:+.2f})"
-        verdict = f"It helped: dev Spearman {_number(before)} -> {_number(best['bi']['score'])}{change}."
+        verdict = f"By the dev set it helped: Spearman {_number(before)} -> {_number(best['bi']['score'])}{change}."
     lines = [_table(rows), "", verdict]
     lines += [f"bi-encoder:    {result.run}/best/bi-encoder", f"cross-encoder: {result.run}/best/cross-encoder"]
     return "\n".join(lines)
