@@ -928,6 +928,7 @@ def test_orphaned_worker_does_not_hold_the_lock(tmp_path: Path) -> None:
     try:
         with durable.lock(tmp_path / "lock"):
             os.kill(worker, 0)  # it lives still
+            assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
     finally:
         os.kill(worker, signal.SIGKILL)
 
