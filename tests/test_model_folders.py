@@ -15,7 +15,7 @@ from huggingface_hub import constants
 from transenc import durable
 from transenc.encoders import load_bi_encoder, load_cross_encoder, load_encoder
 from transenc.errors import InputError, StateError
-from transenc.model_folders import find_model_folder, model_digest
+from transenc.model_folders import encoder_fingerprint, find_model_folder, model_digest
 
 SENTENCES = ["the small cat sees the dog today", "a bird", "the old farmer sells the bread at the market"]
 
@@ -181,3 +181,25 @@ def test_the_digest_covers_names_and_contents(tmp_path: Path) -> None:
     assert model_digest(shutil.copytree(folder, tmp_path / "b")) == expected
     (folder / "b.txt").rename(folder / "c.txt")
     assert model_digest(folder) != expected
+
+
+# ---- what decides the vectors
+
+
+def test_a_fingerprint_changes_with_what_decides_the_vectors_and_with_nothing_else(
+    tiny_bi: Path, tmp_path: Path
+) -> None:
+    def fingerprint(folder: Path = tiny_bi, pooling: str | None = None, max_length: int = 64) -> str:
+        return encoder_fingerprint(folder, pooling=pooling, max_length=max_length)
+
+    copy = tmp_path / "elsewhere"
+    shutil.copytree(tiny_bi, copy)
+    (copy / "README.md").write_text("another model card", encoding="utf-8")
+    (copy / "notes.bin").write_bytes(b"not read by anybody")
+    assert fingerprint(copy) == fingerprint()
+    assert len({fingerprint(), fingerprint(max_length=32), fingerprint(pooling="cls")}) == 3
+    for name in ("model.safetensors", "tokenizer.json", "1_Pooling/config.json", "config_sentence_transformers.json"):
+        changed = tmp_path / name.replace("/", "-")
+        shutil.copytree(tiny_bi, changed)
+        _flip(changed / name)
+        assert fingerprint(changed) != fingerprint(), name

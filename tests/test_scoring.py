@@ -96,6 +96,22 @@ def test_a_default_prompt_is_used_as_in_plain_sentence_transformers(tiny_bi: Pat
     assert np.abs(found - encode_texts(load_bi_encoder(tiny_bi), texts)).max() > 0.01
 
 
+def test_queries_and_documents_get_the_prompts_of_the_model(tiny_bi: Path) -> None:
+    model = load_bi_encoder(tiny_bi)
+    model.prompts = {"query": "how is ", "document": "this is "}
+    plain = load_bi_encoder(tiny_bi)
+    text = "the cat"
+    np.testing.assert_allclose(
+        np.concatenate([encode_texts(model, [text], role=role) for role in (None, "query", "document")]),
+        plain.encode([text, "how is the cat", "this is the cat"]),
+        atol=1e-5,
+    )
+    for role in ("query", "document"):  # a model without prompts reads the text as it is
+        np.testing.assert_array_equal(encode_texts(plain, [text], role=role), encode_texts(plain, [text]))
+    with pytest.raises(InputError, match="role must be query, document or None, found 'passage'"):
+        encode_texts(model, [text], role="passage")  # type: ignore[arg-type]
+
+
 def test_the_activation_of_the_model_is_kept(cross: CrossEncoder, tiny_pairs: Pairs) -> None:
     probabilities = score_pairs(cross, tiny_pairs).astype(np.float64)
     assert probabilities.min() > 0

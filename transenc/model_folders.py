@@ -202,6 +202,33 @@ def model_digest(name: str | Path) -> str:
     return total.hexdigest()
 
 
+def encoder_fingerprint(name: str | Path, *, pooling: str | None, max_length: int) -> str:
+    """Return what decides an encoder's vectors: an index built with one fingerprint is not asked with another.
+
+    It covers weights, tokenizer, configuration (prompts too), pooling and length; not the model card, nor where
+    the folder lies: a copy, or the Hub's, has the same.
+
+    Args:
+        name: A folder or a Hub id.
+        pooling: As for `load_bi_encoder`.
+        max_length: The length in use, in tokens.
+
+    Returns:
+        A sha256, 64 hex digits.
+
+    Raises:
+        InputError: No such model.
+    """
+    folder = find_model_folder(name)
+    total = hashlib.sha256(f"{pooling}\0{max_length}\n".encode())
+    for path in _list_files(folder):
+        relative = path.relative_to(folder)
+        wanted = any(relative.match(pattern) for pattern in _HUB_FILES) and relative.name != durable.MANIFEST
+        if wanted and relative.parts[0] not in ("onnx", "openvino"):
+            total.update(f"{relative.as_posix()}\0{durable.sha256_file(path)}\n".encode())
+    return total.hexdigest()
+
+
 def _find_hub_model(name: str) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError

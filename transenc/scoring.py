@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -81,13 +81,20 @@ def score_pairs(
 
 
 def encode_texts(
-    model: SentenceTransformer, texts: Sequence[str], *, batch_tokens: int | None = None, progress: bool = False
+    model: SentenceTransformer,
+    texts: Sequence[str],
+    *,
+    role: Literal["query", "document"] | None = None,
+    batch_tokens: int | None = None,
+    progress: bool = False,
 ) -> np.ndarray:
     """Encode texts with a bi-encoder, each unique one once.
 
     Args:
         model: A bi-encoder.
         texts: Strings.
+        role: What the texts are in a search: the model's own prompt or module for it is used, where it has one.
+            None: sentences, as for similarity.
         batch_tokens: Tokens in a batch, padding included; decides speed and memory, not the vectors. None: a
             measured value for the model's device.
         progress: Show a progress bar on stderr.
@@ -97,7 +104,7 @@ def encode_texts(
 
     Raises:
         TypeError: Not a sequence of strings; the position is named.
-        InputError: A lone surrogate; the position is named.
+        InputError: A lone surrogate (the position is named), or another role.
         StateError: The model gave NaN or inf.
 
     Example:
@@ -107,13 +114,15 @@ def encode_texts(
     """
     if not isinstance(model, SentenceTransformer):
         raise TypeError(f"expected a bi-encoder (SentenceTransformer), found {type(model).__name__}")
+    if role not in (None, "query", "document"):
+        raise InputError(f"role must be query, document or None, found {role!r}")
     _check_batch_tokens(batch_tokens)
     values = _check_sequence(texts, "texts")
     for position, text in enumerate(values):
         _check_text(text, f"text {position}")
     unique: dict[str, int] = {}
     rows = [unique.setdefault(text, len(unique)) for text in values]
-    return _encode_unique(model, list(unique), batch_tokens=batch_tokens, progress=progress)[rows]
+    return _encode_unique(model, list(unique), role=role, batch_tokens=batch_tokens, progress=progress)[rows]
 
 
 def _check_encoders(encoders: Any) -> list[Encoder]:
@@ -236,7 +245,12 @@ def _score_cross(
 
 
 def _encode_unique(
-    model: SentenceTransformer, texts: list[str], *, batch_tokens: int | None, progress: bool
+    model: SentenceTransformer,
+    texts: list[str],
+    *,
+    role: str | None = None,
+    batch_tokens: int | None,
+    progress: bool,
 ) -> np.ndarray:
     if not texts:
         return np.zeros((0, model.get_embedding_dimension() or 0), dtype=np.float32)
@@ -244,9 +258,14 @@ def _encode_unique(
     texts, lengths = _measure(model, texts, limit)
     sizes = _truncate(lengths + model.tokenizer.num_special_tokens_to_add(pair=False), limit, "text")
 
+    # A model without prompts for a role encodes a query like any text.
+    run: Callable[..., Any] = model.encode
+    if role is not None:
+        run = model.encode_query if role == "query" else model.encode_document
+
     def encode(chosen: np.ndarray) -> torch.Tensor:
         batch = [texts[k] for k in chosen]
-        return model.encode(batch, batch_size=len(batch), show_progress_bar=False, convert_to_tensor=True)
+        return run(batch, batch_size=len(batch), show_progress_bar=False, convert_to_tensor=True)
 
     vectors = _run_batches(model, encode, sizes, batch_tokens=batch_tokens, progress=progress)
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))

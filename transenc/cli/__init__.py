@@ -1,0 +1,83 @@
+"""The command line: stdout carries the result, stderr the log; exit 0, 2 (input), 3 (state), 4 (busy), 130/143."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+
+from transenc.cli.distillation import add_distill, add_label
+from transenc.cli.evaluation import add_evaluate
+from transenc.cli.options import add_verb, to_json
+from transenc.errors import Interrupted, TransencError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Example:
+        >>> main(["evaluate", "--model", "no/such/folder", "--file", "x.tsv"])
+        2
+    """
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
+    logging.getLogger("transenc").setLevel(logging.INFO)
+    try:
+        result = arguments.run(arguments)
+        for text in (result,) if isinstance(result, str) else result:
+            print(text, flush=True)
+    except (Exception, Interrupted, KeyboardInterrupt) as error:
+        if arguments.debug:
+            traceback.print_exc()
+        code, message = _explain(error)
+        print(f"transenc: {message}", file=sys.stderr)
+        return code
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command; settings of `distill` become flags by themselves.
+
+    Example:
+        >>> build_parser().parse_args(["verify", "runs/mine"]).path
+        'runs/mine'
+    """
+    parser = argparse.ArgumentParser(
+        prog="transenc", description="Sentence-pair models without labels: distil, label, evaluate."
+    )
+    from importlib.metadata import version
+
+    parser.add_argument("--version", action="version", version=f"transenc {version('transenc')}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    add_distill(verbs)
+    add_label(verbs)
+    add_evaluate(verbs)
+    verify = add_verb(
+        verbs, "verify", "check every digest of a run, and that every weight and label is finite", _verify
+    )
+    verify.add_argument("path", help="a run directory")
+    return parser
+
+
+def _verify(arguments: argparse.Namespace) -> str:
+    from transenc.run import verify_run
+
+    result = verify_run(arguments.path)
+    text = (
+        f"{result['run']}: {result['stages']} stages, {result['files']} files: all digests fit; "
+        f"{result['tensors']} tensors and {result['labels']} labels: all finite"
+    )
+    return to_json(result) if arguments.json else text
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    if isinstance(error, TransencError | Interrupted):
+        return error.exit_code, " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return 3, f"{error.filename or 'output'}: no space left; free some and repeat the command"
+    return 1, f"unexpected {type(error).__name__}: {' '.join(str(error).split())} (--debug shows where)"

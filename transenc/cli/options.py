@@ -1,0 +1,87 @@
+"""What the commands share: their common flags, loading models, and the forms of a result."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def add_verb(verbs: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
+    """Add a command that `run` answers: with the text for stdout, or an iterator of such texts."""
+    verb: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=text)
+    verb.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    verb.add_argument("--debug", action="store_true", help="show a traceback on errors")
+    verb.set_defaults(run=run)
+    return verb
+
+
+def add_model_options(verb: argparse.ArgumentParser, *, length: bool = True, batch: bool = True) -> None:
+    """Add the flags of every command that loads a model."""
+    verb.add_argument("--pooling", help="for bare Hugging Face folders: cls, mean, max, lasttoken")
+    verb.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+    verb.add_argument("--data", help="folder of the benchmarks; default: $TRANSENC_DATA, else the Hub")
+    verb.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run model code from the Hub: only if you read it",
+    )
+    if length:
+        verb.add_argument("--max-length", type=int, help="tokens kept; default: what the model says")
+    if batch:
+        verb.add_argument("--batch-tokens", type=int, help="token budget of one batch; default: by the device")
+
+
+def load_encoders(arguments: argparse.Namespace, names: Sequence[str]) -> list[Any]:
+    """Load the named bi- or cross-encoders as the flags say."""
+    from transenc.encoders import load_encoder, resolve_device, resolve_precision
+
+    device = resolve_device(arguments.device)
+    return [
+        load_encoder(
+            name,
+            pooling=arguments.pooling,
+            max_length=arguments.max_length,
+            device=device,
+            dtype=resolve_precision(arguments.precision, device=device),
+            trust_remote_code=arguments.trust_remote_code,
+        )
+        for name in names
+    ]
+
+
+def quiet_libraries() -> None:
+    """Turn off the libraries' bars for loading weights, which would drown our own."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    import datasets
+
+    datasets.disable_progress_bars()
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as aligned columns under the names of the first."""
+    names = list(rows[0])
+    cells = [names, *[[str(row[name]) for name in names] for row in rows]]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(names))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells)
+
+
+def format_number(value: float | None) -> str:
+    """Return a figure for people, "-" for an undefined one."""
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.2f}"
+
+
+def to_json(value: Any) -> str:
+    """Return strict JSON on one line."""
+    return json.dumps(value, allow_nan=False, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"not a JSON value: {value!r}")
