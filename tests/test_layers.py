@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "transenc"
 LAYERS = [
     layer.split()
     for layer in (
-        "errors config durable signals tables pairs corpus benchmarks model_folders run",
+        "errors config durable signals tables pairs corpus benchmarks retrieval_sets model_folders run",
         "metrics encoders",
         "scoring losses checkpoints training",
         "labeling mining search evaluation retrieval_evaluation",

@@ -1,0 +1,1 @@
+"""Search: a durable index of documents, retrieval with the bi-encoder, reranking with the cross-encoder."""

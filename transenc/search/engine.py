@@ -1,0 +1,374 @@
+"""Search a corpus: the bi-encoder retrieves, words may help it, the cross-encoder reranks.
+
+Doors take names and paths (`SemanticSearch.build`, `SemanticSearch.open`), the core takes objects.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from tqdm import tqdm
+
+from transenc.corpus import Document, read_corpus
+from transenc.encoders import load_bi_encoder, load_cross_encoder, resolve_precision
+from transenc.errors import InputError, StateError
+from transenc.model_folders import encoder_fingerprint, find_model_folder
+from transenc.search.faiss_store import FaissStore
+from transenc.search.lexical import fuse_ranks
+from transenc.search.passages import PassageEncoder
+from transenc.search.reranking import Hit, rerank_many
+from transenc.search.store import Condition, Match, VectorStore, check_top_k, parse_condition
+
+_LOG = logging.getLogger(__name__)
+
+_QUERIES_AT_ONCE = 64  # bounds the documents in memory: 64 queries with 100 candidates are 6,400
+
+
+class SemanticSearch:
+    """A corpus that answers queries; an index on disk, a bi-encoder and perhaps a cross-encoder.
+
+    Args:
+        store: The documents and their vectors.
+        encoder: The bi-encoder that made the vectors.
+        cross_encoder: Reranks what the bi-encoder retrieved; None: no reranking.
+
+    Example:
+        >>> from transenc import SemanticSearch  # doctest: +SKIP
+        >>> engine = SemanticSearch.build("idx", corpus="docs.jsonl", bi_encoder="my/encoder")  # doctest: +SKIP
+        >>> for hit in engine.search("how do I reset my password?", top_k=5):  # doctest: +SKIP
+        ...     print(f"{hit.score:.3f}", hit.id, hit.text)
+    """
+
+    def __init__(self, store: VectorStore, encoder: PassageEncoder, cross_encoder: CrossEncoder | None = None) -> None:
+        if cross_encoder is not None and not isinstance(cross_encoder, CrossEncoder):
+            raise TypeError(f"expected a CrossEncoder or None, found {type(cross_encoder).__name__}")
+        self.store, self.encoder, self.cross_encoder = store, encoder, cross_encoder
+
+    @classmethod
+    def build(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        corpus: Any,
+        bi_encoder: str | Path,
+        cross_encoder: str | Path | None = None,
+        kind: str = "auto",
+        passages: bool = True,
+        lexical: bool = False,
+        skip_empty: bool = False,
+        pooling: str | None = None,
+        max_length: int | None = None,
+        precision: str = "auto",
+        device: str | None = None,
+        batch_tokens: int | None = None,
+        trust_remote_code: bool = False,
+        progress: bool = False,
+    ) -> Self:
+        """Build an index of a corpus, or replace all content of the one at `path`.
+
+        Killed and started again, it goes on where it was; until it is done the old content serves.
+
+        Args:
+            path: The folder of the index.
+            corpus: A file, Hub dataset or iterable, as for `read_corpus`.
+            bi_encoder: Folder or Hub id of the encoder; queries are encoded by the same one.
+            cross_encoder: Folder or Hub id of what reranks; it is not part of the index.
+            kind: "exact", "hnsw", "ivfpq", or "auto": by the number of passages.
+            passages: Split documents that are longer than the encoder's window; False: cut them, and count.
+            lexical: Also index the words, for hybrid search (extra `hybrid`).
+            skip_empty: Leave out documents without text; False: refuse them.
+            pooling: For bare Hugging Face folders.
+            max_length: The encoder's window in tokens; None: what the model says.
+            precision: Number type of the weights: "auto" (what is fast here), "float32", "bfloat16", "float16".
+            device: Where to; None: the GPU if there is one.
+            batch_tokens: As for `score_pairs`.
+            trust_remote_code: Allow the models' own Python code to run.
+            progress: Show progress bars on stderr.
+
+        Returns:
+            The engine, serving the new content.
+
+        Raises:
+            InputError: An unusable corpus, model or argument; nothing has been changed then.
+            StateError: The index at `path` is damaged, or the disk is full.
+            BusyError: Another process is changing this index.
+        """
+        model, cross = _load_models(
+            bi_encoder,
+            cross_encoder,
+            pooling=pooling,
+            max_length=max_length,
+            precision=precision,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+        length = model.max_seq_length
+        assert length is not None  # load_bi_encoder sets it
+        fingerprint = encoder_fingerprint(bi_encoder, pooling=pooling, max_length=length)
+        facts = {
+            **_describe_place(bi_encoder),
+            "fingerprint": fingerprint,
+            "pooling": pooling,
+            "max_length": length,
+            "passages": passages,
+        }
+        encoder = PassageEncoder(model, fingerprint=fingerprint, split=passages, batch_tokens=batch_tokens)
+        documents = read_corpus(corpus, skip_empty=skip_empty)
+        store = FaissStore.build(path, documents, encoder, encoder=facts, kind=kind, lexical=lexical, progress=progress)
+        return cls(store, encoder, cross)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        bi_encoder: str | Path | None = None,
+        cross_encoder: str | Path | None = None,
+        precision: str = "auto",
+        device: str | None = None,
+        batch_tokens: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> Self:
+        """Open an index, every file of it verified, with the encoder that built it.
+
+        Args:
+            path: The folder of the index.
+            bi_encoder: Where the encoder lies now; None: where it was when the index was built.
+            cross_encoder: Folder or Hub id of what reranks.
+            precision: Number type of the weights.
+            device: Where to; None: the GPU if there is one.
+            batch_tokens: As for `score_pairs`.
+            trust_remote_code: Allow the models' own Python code to run.
+
+        Returns:
+            The engine. It serves the generation it opened, also when another process publishes a newer one.
+
+        Raises:
+            InputError: No index at `path`, or an unusable model.
+            StateError: A damaged index, or another encoder than the one that built it.
+        """
+        store = FaissStore.open(path)
+        facts: Mapping[str, Any] = store.facts["encoder"]
+        name, pooling, length = bi_encoder or facts["name"], facts["pooling"], facts["max_length"]
+        try:
+            found = encoder_fingerprint(name, pooling=pooling, max_length=length)
+        except InputError as error:
+            raise InputError(
+                f"{path} was built with the encoder {facts['name']}: {error}; or name it: --model"
+            ) from None
+        if found != facts["fingerprint"]:
+            raise StateError(
+                f"{path} was built with another encoder: expected fingerprint {facts['fingerprint'][:12]} "
+                f"({facts['name']}), found {found[:12]} ({name}); name that one, or build the index again"
+            )
+        model, cross = _load_models(
+            name,
+            cross_encoder,
+            pooling=pooling,
+            max_length=length,
+            precision=precision,
+            device=device,
+            trust_remote_code=trust_remote_code,
+        )
+        encoder = PassageEncoder(model, fingerprint=found, split=facts["passages"], batch_tokens=batch_tokens)
+        return cls(store, encoder, cross)
+
+    def add(self, corpus: Any, *, upsert: bool = False, skip_empty: bool = False, progress: bool = False) -> None:
+        """Add documents; the new content serves when all of them are in.
+
+        Args:
+            corpus: As for `build`.
+            upsert: Replace documents whose id is indexed already; False: refuse them.
+            skip_empty: Leave out documents without text; False: refuse them.
+            progress: Show progress bars on stderr.
+
+        Raises:
+            InputError: An unusable document, a repeated id, or an id that is indexed already.
+            BusyError: Another process is changing this index.
+        """
+        self.store.add(read_corpus(corpus, skip_empty=skip_empty), self.encoder, upsert=upsert, progress=progress)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Delete documents and return how many; an unknown id is an InputError, and nothing is deleted then."""
+        return self.store.delete(ids)
+
+    def search(
+        self,
+        query: str,
+        *,
+        top_k: int = 10,
+        candidates: int = 100,
+        where: Sequence[str | Condition] = (),
+        hybrid: bool = False,
+        rerank_weight: float | None = None,
+    ) -> list[Hit]:
+        """Find the documents that answer a query.
+
+        The bi-encoder retrieves by cosine, with `hybrid` together with BM25 by reciprocal rank fusion. A
+        cross-encoder then scores the best `candidates`, and the two scores are fused, see `fuse_scores`.
+
+        Args:
+            query: Text.
+            top_k: Hits wanted, 1 or more; fewer when the index, or the filter, has fewer documents.
+            candidates: Documents retrieved for reranking and for hybrid search, 1 or more; at least `top_k`.
+            where: Conditions on metadata such as "topic=cooking" or "year>=2020"; all must hold.
+            hybrid: Retrieve by words too.
+            rerank_weight: Weight of the cross-encoder's score, 0 (the retrieved order) to 1 (its order alone);
+                None: chosen without labels.
+
+        Returns:
+            The hits, best first, equal scores ordered by id.
+
+        Raises:
+            InputError: An empty query, a number out of range, an unusable condition.
+            TypeError: The query is not a string.
+        """
+        if not isinstance(query, str):
+            raise TypeError(f"expected a query of type str, found {type(query).__name__}; search_many takes several")
+        return self.search_many(
+            [query], top_k=top_k, candidates=candidates, where=where, hybrid=hybrid, rerank_weight=rerank_weight
+        )[0]
+
+    def search_many(
+        self,
+        queries: Sequence[str],
+        *,
+        top_k: int = 10,
+        candidates: int = 100,
+        where: Sequence[str | Condition] = (),
+        hybrid: bool = False,
+        rerank_weight: float | None = None,
+        progress: bool = False,
+    ) -> list[list[Hit]]:
+        """Answer several queries, faster than one after the other; results and arguments are those of `search`.
+
+        Args:
+            queries: Texts.
+            top_k: As for `search`.
+            candidates: As for `search`.
+            where: As for `search`.
+            hybrid: As for `search`.
+            rerank_weight: As for `search`.
+            progress: Show a progress bar on stderr.
+
+        Returns:
+            For each query, in order, its hits.
+
+        Raises:
+            InputError: As for `search`; an empty query is named by its position.
+            TypeError: Not a sequence of strings.
+        """
+        if isinstance(queries, str | bytes) or not isinstance(queries, Sequence):
+            raise TypeError(f"queries must be a sequence of str such as a list, found {type(queries).__name__}")
+        check_top_k(top_k)
+        check_top_k(candidates, name="candidates")
+        conditions = [parse_condition(each) if isinstance(each, str) else each for each in where]
+        wanted = max(top_k, candidates) if hybrid or self.cross_encoder is not None else top_k
+        results: list[list[Hit]] = []
+        with tqdm(total=len(queries), unit="query", disable=not progress) as bar:
+            for start in range(0, len(queries), _QUERIES_AT_ONCE):
+                block = list(queries[start : start + _QUERIES_AT_ONCE])
+                hits = self._retrieve(block, wanted, conditions, hybrid=hybrid)
+                if self.cross_encoder is not None:
+                    hits = rerank_many(block, hits, self.cross_encoder, weight=rerank_weight, top_k=top_k)
+                results += [found[:top_k] for found in hits]
+                bar.update(len(block))
+        return results
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _retrieve(self, queries: list[str], count: int, where: Sequence[Condition], *, hybrid: bool) -> list[list[Hit]]:
+        vectors = self.encoder.encode_queries(queries)
+        found = self.store.search(vectors, count, where=where)
+        scored = [[(match, match.score) for match in matches] for matches in found]
+        if hybrid:
+            by_words = self.store.search_text(queries, count, where=where)
+            scored = [
+                self._fuse(vector, dense, words, count)
+                for vector, dense, words in zip(vectors, found, by_words, strict=True)
+            ]
+        ids = list(dict.fromkeys(match.id for matches in scored for match, _ in matches))
+        documents = dict(zip(ids, self.store.get(ids), strict=True))
+        return [
+            [
+                _make_hit(documents[match.id], match, score=score, rank=rank)
+                for rank, (match, score) in enumerate(matches, start=1)
+            ]
+            for matches in scored
+        ]
+
+    def _fuse(
+        self, vector: np.ndarray, dense: list[Match], words: list[Match], count: int
+    ) -> list[tuple[Match, float]]:
+        """Reciprocal rank fusion; what only BM25 found gets its best passage from the bi-encoder."""
+        fused = fuse_ranks([[match.id for match in dense], [match.id for match in words]])[:count]
+        matches = {match.id: match for match in dense}
+        if missing := [key for key, _ in fused if key not in matches]:
+            more = self.store.search(vector[None], len(missing), within=missing)[0]
+            matches.update((match.id, match) for match in more)
+        return [(matches[key], score) for key, score in fused]
+
+
+def _make_hit(document: Document, match: Match, *, score: float, rank: int) -> Hit:
+    return Hit(
+        id=document.id,
+        score=score,
+        rank=rank,
+        retrieved_rank=rank,
+        retrieval_score=score,
+        rerank_score=None,
+        title=document.title,
+        text=document.text,
+        metadata=document.metadata,
+        start=match.start,
+        end=match.end,
+    )
+
+
+def _load_models(
+    bi_encoder: str | Path,
+    cross_encoder: str | Path | None,
+    *,
+    pooling: str | None,
+    max_length: int | None,
+    precision: str,
+    device: str | None,
+    trust_remote_code: bool,
+) -> tuple[SentenceTransformer, CrossEncoder | None]:
+    dtype = resolve_precision(precision, device=device)
+    model = load_bi_encoder(
+        bi_encoder,
+        pooling=pooling,
+        max_length=max_length,
+        dtype=dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+    )
+    if model.similarity_fn_name not in (None, "cosine"):
+        _LOG.warning("%s asks for the similarity %s; search compares by cosine", bi_encoder, model.similarity_fn_name)
+    if cross_encoder is None:
+        return model, None
+    cross = load_cross_encoder(cross_encoder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    return model, cross
+
+
+def _describe_place(name: str | Path) -> dict[str, str | None]:
+    """Where the encoder was: a folder, or a Hub id and its revision."""
+    folder = find_model_folder(name)
+    if Path(name).expanduser().is_dir():
+        return {"name": str(folder), "revision": None}
+    return {"name": str(name), "revision": folder.name}

@@ -1,0 +1,271 @@
+"""Rerank what was retrieved with a cross-encoder, without losing what the retriever knew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from sentence_transformers import CrossEncoder
+
+from transenc.errors import InputError, StateError
+from transenc.scoring import score_pairs
+from transenc.search.passages import passage_text
+from transenc.search.store import check_top_k
+
+_GRID = np.linspace(0.0, 1.0, 11)
+_CUTOFF = 10  # of the nDCG that choose_weight looks at
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A document that a search found.
+
+    Args:
+        id: The document's.
+        score: What the final order follows, best first, ties by id.
+        rank: Place in the final order, from 1.
+        retrieved_rank: Place in the order of the retriever, from 1.
+        retrieval_score: The retriever's score: the cosine, or for hybrid search the fused rank score.
+        rerank_score: The cross-encoder's score; None without one.
+        title: The document's title.
+        text: The document's whole text.
+        metadata: The document's other columns.
+        start: First character of the best passage in `text`; -1: not known.
+        end: Character after its last; -1: not known.
+
+    Example:
+        >>> Hit("d1", 0.9, 1, 1, 0.9, text="It is mild.").rerank_score is None
+        True
+    """
+
+    id: str
+    score: float
+    rank: int
+    retrieved_rank: int
+    retrieval_score: float
+    rerank_score: float | None = None
+    title: str = ""
+    text: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    start: int = -1
+    end: int = -1
+
+
+def rerank(
+    query: str,
+    hits: Sequence[Hit],
+    cross_encoder: CrossEncoder,
+    *,
+    weight: float | None = None,
+    top_k: int | None = None,
+    batch_tokens: int | None = None,
+) -> list[Hit]:
+    """Order hits anew by the scores of retriever and cross-encoder together.
+
+    The cross-encoder reads the query and the best passage of each hit with its title (`passage_text`); the two
+    scores are fused by `fuse_scores`. To rerank for many queries at once, see `rerank_many`.
+
+    Args:
+        query: The query that the hits were retrieved for.
+        hits: In any order; what counts is `retrieval_score`.
+        cross_encoder: A cross-encoder with one output.
+        weight: Of the cross-encoder, 0 (the order of the retriever) to 1 (its order alone); None: decided for
+            the query, without labels, see `fuse_scores`.
+        top_k: Hits to return, 1 or more; None: all.
+        batch_tokens: As for `score_pairs`.
+
+    Returns:
+        The hits, best first, ties by id, with new `score`, `rank` and `rerank_score`.
+
+    Raises:
+        TypeError: Not hits, a query that is no string, or not a cross-encoder.
+        InputError: A weight outside [0, 1], or a `top_k` below 1.
+        StateError: A score is not finite.
+
+    Example:
+        >>> hits = rerank("mild winters", engine.search("mild winters"), cross)  # doctest: +SKIP
+    """
+    return rerank_many([query], [hits], cross_encoder, weight=weight, top_k=top_k, batch_tokens=batch_tokens)[0]
+
+
+def rerank_many(
+    queries: Sequence[str],
+    hits: Sequence[Sequence[Hit]],
+    cross_encoder: CrossEncoder,
+    *,
+    weight: float | None = None,
+    top_k: int | None = None,
+    batch_tokens: int | None = None,
+    progress: bool = False,
+) -> list[list[Hit]]:
+    """Rerank for several queries in one scoring call; see `rerank`.
+
+    Args:
+        queries: q strings.
+        hits: For each query its hits.
+        cross_encoder: A cross-encoder with one output.
+        weight: As for `rerank`.
+        top_k: As for `rerank`, for each query.
+        batch_tokens: As for `score_pairs`.
+        progress: Show a progress bar on stderr.
+
+    Returns:
+        For each query what `rerank` returns.
+
+    Raises:
+        TypeError: As for `rerank`; the position is named.
+        InputError: As for `rerank`, or not one list of hits for each query.
+        StateError: A score is not finite.
+
+    Example:
+        >>> rerank_many([], [], cross)  # doctest: +SKIP
+        []
+    """
+    if not isinstance(cross_encoder, CrossEncoder):
+        raise TypeError(f"expected a cross-encoder (CrossEncoder), found {type(cross_encoder).__name__}")
+    _check_weight(weight)
+    _check_hits(queries, hits)
+    count = None if top_k is None else check_top_k(top_k)
+    pairs = [
+        (query, passage_text(hit, hit.start, hit.end))
+        for query, found in zip(queries, hits, strict=True)
+        for hit in found
+    ]
+    scores = score_pairs(cross_encoder, pairs, symmetric=False, batch_tokens=batch_tokens, progress=progress)
+    results, start = [], 0
+    for found in hits:
+        results.append(_order(found, scores[start : start + len(found)], weight)[:count])
+        start += len(found)
+    return results
+
+
+def fuse_scores(
+    retrieval: Sequence[float] | np.ndarray, rerank: Sequence[float] | np.ndarray, *, weight: float | None = None
+) -> np.ndarray:
+    """Fuse the two scores of a query's candidates.
+
+    Args:
+        retrieval: The retriever's scores of one query's candidates, shape [n], any scale.
+        rerank: The cross-encoder's, shape [n], any scale.
+        weight: Of `rerank`, from 0 to 1; None: decided from the scores.
+
+    Returns:
+        float64 of shape [n], higher is better, comparable within the query only.
+
+    Raises:
+        InputError: Not two arrays of one length, or a weight outside [0, 1].
+        StateError: A score is not finite; the position is named.
+
+    Example:
+        >>> fuse_scores([0.9, 0.5], [0.1, 0.3], weight=0.25).tolist()
+        [0.5, -0.5]
+    """
+    _check_weight(weight)
+    one, other = _check_scores(retrieval, "retrieval"), _check_scores(rerank, "rerank")
+    if one.shape != other.shape:
+        raise InputError(f"expected as many rerank scores as retrieval scores ({one.size}), found {other.size}")
+    if weight is None:
+        weight = 0.3
+    # rounded, so that what ties on paper ties here
+    return np.round((1.0 - weight) * _standardize(one) + weight * _standardize(other), 9)
+
+
+def choose_weight(
+    retrieval: Sequence[Sequence[float] | np.ndarray],
+    rerank: Sequence[Sequence[float] | np.ndarray],
+    gains: Sequence[Sequence[float] | np.ndarray],
+) -> float:
+    """Choose the weight for `fuse_scores` from queries with known relevant documents.
+
+    Args:
+        retrieval: For each query the retriever's scores of its candidates, shape [n].
+        rerank: For each query the cross-encoder's, shape [n].
+        gains: For each query the gains (grades of relevance, 0: not relevant) of its candidates, shape [n].
+
+    Returns:
+        The weight of 0, 0.1, ..., 1 with the largest mean nDCG@10 (ideal order: of the candidates); the
+        smallest of equals.
+
+    Raises:
+        InputError: Not the same numbers of queries and candidates, or no query with a relevant candidate.
+        StateError: A score is not finite.
+
+    Example:
+        >>> choose_weight([[0.9, 0.8]], [[0.1, 0.7]], [[0, 1]])
+        0.6
+    """
+    if not len(retrieval) == len(rerank) == len(gains):
+        raise InputError(
+            f"expected as many lists of each kind, found {len(retrieval)} of retrieval scores, {len(rerank)} of "
+            f"rerank scores and {len(gains)} of gains"
+        )
+    total, known = np.zeros(len(_GRID)), 0
+    for row, (one, other, grades) in enumerate(zip(retrieval, rerank, gains, strict=True)):
+        worth = _check_scores(grades, "gain")
+        if worth.size != len(one):
+            raise InputError(f"query {row}: expected a gain for each of {len(one)} candidates, found {worth.size}")
+        if worth.size and worth.max() > 0:
+            known += 1
+            total += [_ndcg(fuse_scores(one, other, weight=weight), worth) for weight in _GRID]
+    if not known:
+        raise InputError("no query has a relevant candidate, so no weight is better than another")
+    # what differs by rounding only is equal
+    return round(float(_GRID[np.argmax(np.round(total / known, 12))]), 1)
+
+
+def _order(hits: Sequence[Hit], scores: np.ndarray, weight: float | None) -> list[Hit]:
+    fused = fuse_scores([hit.retrieval_score for hit in hits], scores, weight=weight)
+    order = sorted(range(len(hits)), key=lambda row: (-fused[row], hits[row].id))
+    return [
+        replace(hits[row], score=float(fused[row]), rank=rank, rerank_score=float(scores[row]))
+        for rank, row in enumerate(order, start=1)
+    ]
+
+
+def _standardize(scores: np.ndarray) -> np.ndarray:
+    """Mean 0 and standard deviation 1; zeros where all are equal."""
+    centred = scores - scores.mean() if scores.size else scores
+    # The mean of equal numbers can be off by a rounding, which must not be blown up to 1.
+    spread = centred.std() if scores.size and scores.max() > scores.min() else 0.0
+    return centred / spread if spread > 0 else np.zeros_like(scores)
+
+
+def _ndcg(scores: np.ndarray, gains: np.ndarray) -> float:
+    discounts = 1.0 / np.log2(np.arange(2, min(_CUTOFF, len(gains)) + 2))
+    found = gains[np.argsort(-scores, kind="stable")][:_CUTOFF]
+    return float(found @ discounts / (np.sort(gains)[::-1][:_CUTOFF] @ discounts))
+
+
+def _check_weight(weight: Any) -> None:
+    if weight is None:
+        return
+    if isinstance(weight, bool) or not isinstance(weight, int | float | np.floating) or not 0.0 <= weight <= 1.0:
+        raise InputError(f"the rerank weight must be a number from 0 to 1, found {weight!r}")
+
+
+def _check_scores(scores: Sequence[float] | np.ndarray, name: str) -> np.ndarray:
+    array = np.asarray(scores, dtype=np.float64)
+    if array.ndim != 1:
+        raise InputError(f"expected one {name} score a candidate, found an array of shape {array.shape}")
+    bad = np.flatnonzero(~np.isfinite(array))
+    if bad.size:
+        raise StateError(f"{name} score {bad[0]}: expected a finite number, found {array[bad[0]]}")
+    return array
+
+
+def _check_hits(queries: Any, hits: Any) -> None:
+    for name, values in (("queries", queries), ("hits", hits)):
+        if isinstance(values, str | bytes) or not isinstance(values, Sequence):
+            raise TypeError(f"{name} must be a sequence such as a list, found {type(values).__name__}")
+    if len(queries) != len(hits):
+        raise InputError(f"expected a list of hits for each of {len(queries)} queries, found {len(hits)}")
+    for row, (query, found) in enumerate(zip(queries, hits, strict=True)):
+        if not isinstance(query, str):
+            raise TypeError(f"query {row} must be a string, found {type(query).__name__}")
+        if isinstance(found, str | bytes) or not isinstance(found, Sequence):
+            raise TypeError(f"hits of query {row} must be a sequence such as a list, found {type(found).__name__}")
+        for place, hit in enumerate(found):
+            if not isinstance(hit, Hit):
+                raise TypeError(f"hit {place} of query {row} must be a Hit, found {type(hit).__name__}")
