@@ -10,7 +10,14 @@ import pytest
 
 from transenc import metrics
 from transenc.errors import StateError
-from transenc.metrics import Correlation, RankingQuality, correlation, ranking_quality
+from transenc.metrics import (
+    Correlation,
+    RankingQuality,
+    RetrievalQuality,
+    correlation,
+    ranking_quality,
+    retrieval_quality,
+)
 
 
 def test_spearman_with_ties_by_hand() -> None:
@@ -100,6 +107,82 @@ def test_metrics_add_up_batches_in_memory(metric: type[Correlation]) -> None:
     whole = metric(keep_in_memory=True).compute(predictions=[0.1, 0.4, 0.35, 0.8], references=[0, 0, 1, 1])
     assert batched.compute() == whole
     assert {feature.dtype for feature in batched.features.values()} == {"float64"}
+
+
+# ---- retrieval
+
+
+def test_retrieval_by_hand() -> None:
+    # Found: b (score 2), x, c (score 1); a (score 1) is not found. DCG = 2 / log2(2) + 1 / log2(4) = 2.5; the best
+    # order has 2, 1, 1: 2 + 1 / log2(3) + 1 / log2(4). Precision at the found ones: 1/1 and 2/3, over three.
+    figures = retrieval_quality({"q": ["b", "x", "c"]}, {"q": {"a": 1, "b": 2, "c": 1, "x": 0}})
+    assert figures == {
+        "ndcg@10": pytest.approx(2.5 / (2.5 + 1 / math.log2(3)), abs=1e-12),
+        "recall@100": pytest.approx(2 / 3, abs=1e-12),
+        "mrr@10": 1.0,
+        "map": pytest.approx((1 + 2 / 3) / 3, abs=1e-12),
+    }
+
+
+def test_retrieval_looks_at_10_and_100_documents() -> None:
+    others = [f"x{i}" for i in range(200)]
+    for place, expected in (
+        (9, {"ndcg@10": 1 / math.log2(11), "recall@100": 1.0, "mrr@10": 0.1, "map": 0.1}),
+        (10, {"ndcg@10": 0.0, "recall@100": 1.0, "mrr@10": 0.0, "map": 1 / 11}),
+        (99, {"ndcg@10": 0.0, "recall@100": 1.0, "mrr@10": 0.0, "map": 0.01}),
+        (100, {"ndcg@10": 0.0, "recall@100": 0.0, "mrr@10": 0.0, "map": 1 / 101}),
+    ):
+        ranking = [*others[:place], "d", *others[place:]]
+        assert retrieval_quality({"q": ranking}, {"q": {"d": 1}}) == pytest.approx(expected, abs=1e-12)
+
+
+def test_retrieval_is_the_mean_over_the_judged_queries() -> None:
+    # q1 is perfect; q2 found nothing, q3 is missing, q4 has no relevant document: four queries. q5 is not judged.
+    qrels = {"q1": {"a": 1}, "q2": {"a": 1}, "q3": {"a": 3}, "q4": {"a": 0, "b": -1}}
+    figures = retrieval_quality({"q1": ["a"], "q2": [], "q4": ["b", "a"], "q5": ["a"]}, qrels)
+    assert figures == {"ndcg@10": 0.25, "recall@100": 0.25, "mrr@10": 0.25, "map": 0.25}
+
+
+def test_retrieval_goes_by_the_order_given_and_whole_ids() -> None:
+    # trec_eval would put equal scores in the order of the ids, and would read these ids up to the NUL.
+    assert retrieval_quality({"q": ["a\x00x", "a\x00y"]}, {"q": {"a\x00y": 1}})["mrr@10"] == 0.5
+    for ids in (["a", "b"], ["b", "a"]):
+        assert retrieval_quality({"q": ids}, {"q": {ids[1]: 1}})["mrr@10"] == 0.5
+
+
+def test_a_negative_judgement_counts_as_not_relevant() -> None:
+    figures = retrieval_quality({"q": ["bad", "good"]}, {"q": {"bad": -1, "good": 1}})
+    assert figures == {"ndcg@10": pytest.approx(1 / math.log2(3)), "recall@100": 1.0, "mrr@10": 0.5, "map": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("qrels", "reason"),
+    [
+        ({}, "there are no queries"),
+        ({"q": {}}, "no query has a relevant document"),
+        ({"q": {"a": 0}, "r": {"a": -1}}, "no query has a relevant document"),
+    ],
+)
+def test_undefined_retrieval_is_none_with_a_reason(qrels: dict, reason: str) -> None:
+    expected = {"ndcg@10": None, "recall@100": None, "mrr@10": None, "map": None, "reason": reason}
+    assert retrieval_quality({"q": ["a"]}, qrels) == expected
+
+
+def test_bad_rankings_and_judgements_are_refused() -> None:
+    with pytest.raises(StateError, match=r"^rankings\['q'\]: a document stands in it twice"):
+        retrieval_quality({"q": ["a", "b", "a"]}, {"q": {"a": 1}})
+    with pytest.raises(TypeError, match=r"^rankings\['q'\]: expected a list of ids, found str"):
+        retrieval_quality({"q": "ab"}, {"q": {"a": 1}})
+    for score in (0.5, True, "1", None):
+        with pytest.raises(TypeError, match=r"^qrels\['q'\]\['a'\]: expected a whole number, found "):
+            retrieval_quality({"q": ["a"]}, {"q": {"a": score}})  # type: ignore[dict-item]
+
+
+def test_retrieval_adds_up_batches_in_memory() -> None:
+    metric = RetrievalQuality(keep_in_memory=True)
+    metric.add_batch(predictions=[["a", "b"]], references=[{"documents": ["b"], "scores": [1]}])
+    metric.add_batch(predictions=[["a"]], references=[{"documents": ["a", "c"], "scores": [1, 0]}])
+    assert metric.compute()["mrr@10"] == 0.75
 
 
 def test_examples_run() -> None:

@@ -16,13 +16,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transenc.config import Backbone, DistillConfig
+    from transenc.corpus import Document, read_corpus
     from transenc.distillation import DistillResult, distill
     from transenc.encoders import load_bi_encoder, load_cross_encoder, load_encoder
     from transenc.errors import BusyError, InputError, StateError, TransencError
     from transenc.evaluation import evaluate_file, evaluate_pairs, evaluate_sts
     from transenc.labeling import label_pairs
     from transenc.pairs import read_pairs
+    from transenc.retrieval_evaluation import evaluate_retrieval
     from transenc.scoring import encode_texts, score_pairs
+    from transenc.search.engine import SemanticSearch
+    from transenc.search.reranking import Hit, rerank
 
     __version__: str
 
@@ -31,7 +35,10 @@ __all__ = [
     "BusyError",
     "DistillConfig",
     "DistillResult",
+    "Document",
+    "Hit",
     "InputError",
+    "SemanticSearch",
     "StateError",
     "TransencError",
     "__version__",
@@ -39,24 +46,31 @@ __all__ = [
     "encode_texts",
     "evaluate_file",
     "evaluate_pairs",
+    "evaluate_retrieval",
     "evaluate_sts",
     "label_pairs",
     "load_bi_encoder",
     "load_cross_encoder",
     "load_encoder",
+    "read_corpus",
     "read_pairs",
+    "rerank",
     "score_pairs",
 ]
 
 _HOMES = {
     "config": ("Backbone", "DistillConfig"),
+    "corpus": ("Document", "read_corpus"),
     "distillation": ("DistillResult", "distill"),
     "encoders": ("load_bi_encoder", "load_cross_encoder", "load_encoder"),
     "errors": ("BusyError", "InputError", "StateError", "TransencError"),
     "evaluation": ("evaluate_file", "evaluate_pairs", "evaluate_sts"),
     "labeling": ("label_pairs",),
     "pairs": ("read_pairs",),
+    "retrieval_evaluation": ("evaluate_retrieval",),
     "scoring": ("encode_texts", "score_pairs"),
+    "search.engine": ("SemanticSearch",),
+    "search.reranking": ("Hit", "rerank"),
 }
 
 

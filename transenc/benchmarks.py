@@ -27,6 +27,7 @@ INDUCTIVE = "-inductive"
 
 STS_TASKS = ("sts12", "sts13", "sts14", "sts15", "sts16", "stsb", "sickr")
 PAIR_TASKS = ("mrpc", "qnli", "qqp")
+RETRIEVAL_TASKS = ("scifact", "cranfield")  # loaded by retrieval_sets
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ def load_benchmark(task: str, *, split: str = "test", data: str | os.PathLike[st
     splits = _find_task(task).rows
     if split not in splits:
         raise InputError(f"{task}: expected a split out of {', '.join(splits)}, found {split!r}")
-    folders = _find_folders(data)
+    folders = find_folders(data)
     path = _find_file(task, split, folders)
     dataset = _load_file(task, split, path) if path else _load_from_hub(task, split, folders)
     published = splits[split]
@@ -209,7 +210,7 @@ def load_pool(name: str, *, data: str | os.PathLike[str] | None = None, snli: bo
     if tests:
         added: _Parts = (("sts12", "train"),) if base.startswith("sts") else ()
         parts = tuple(part for part in added + parts if part not in tests)
-    folders = _find_folders(data)
+    folders = find_folders(data)
     parts = tuple(dict.fromkeys(_replace_part(part, folders) for part in parts))
     pairs = [pair for part in parts for pair in _iterate_part(*part, data, folders)]
     if snli:
@@ -241,6 +242,27 @@ def is_symmetric(name: str) -> bool:
         _find_task(task).symmetric
         for task in {task for task, _ in _POOLS.get(name.removesuffix(INDUCTIVE), ((name, ""),))}
     )
+
+
+def find_folders(data: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Return the folders that may hold benchmarks: `data`, then ``$TRANSENC_DATA``, where these are given.
+
+    Raises:
+        InputError: One of them is no folder.
+
+    Example:
+        >>> find_folders("data/sample")  # doctest: +SKIP
+        [PosixPath('data/sample')]
+    """
+    folders = []
+    for name, value in (("data", data), (f"${DATA_VARIABLE}", os.environ.get(DATA_VARIABLE))):
+        if value:
+            folder = Path(value).expanduser()
+            if not folder.is_dir():
+                found = f"no such folder {os.fspath(value)!r}"
+                raise InputError(f"{name}: {found}; name the one with sts/, pairs/ and retrieval/")
+            folders.append(folder)
+    return folders
 
 
 # ---- the splits of a pool
@@ -291,17 +313,6 @@ def _find_task(task: str) -> _Task:
     if task not in _TASKS:
         raise InputError(f"{task}: expected a task out of {', '.join(_TASKS)}")
     return _TASKS[task]
-
-
-def _find_folders(data: str | os.PathLike[str] | None) -> list[Path]:
-    folders = []
-    for name, value in (("data", data), (f"${DATA_VARIABLE}", os.environ.get(DATA_VARIABLE))):
-        if value:
-            folder = Path(value).expanduser()
-            if not folder.is_dir():
-                raise InputError(f"{name}: no such folder {os.fspath(value)!r}; name the one with sts/ and pairs/")
-            folders.append(folder)
-    return folders
 
 
 def _find_file(task: str, split: str, folders: Sequence[Path]) -> Path | None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import evaluate
 import numpy as np
-from datasets import Features, Value
+import pytrec_eval
+from datasets import Features, List, Value
 from scipy.stats import NearConstantInputWarning, pearsonr, spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -25,6 +27,14 @@ Args:
     predictions: Similarities, one a pair; any scale.
     references: Gold values, one a pair.
 """
+
+_RETRIEVAL_INPUTS = """
+Args:
+    predictions: Ids of the documents found, best first, one list a query.
+    references: {"documents": judged ids, "scores": whole numbers}, one a query.
+"""
+
+_RETRIEVAL = {"ndcg@10": "ndcg_cut_10", "recall@100": "recall_100", "mrr@10": "recip_rank", "map": "map"}
 
 
 class Correlation(evaluate.Metric):
@@ -95,6 +105,55 @@ class RankingQuality(evaluate.Metric):
         return {"auc": float(roc_auc_score(y, x)), "ap": float(average_precision_score(y, x))}
 
 
+class RetrievalQuality(evaluate.Metric):
+    """nDCG@10, recall@100, MRR@10 and mean average precision of rankings, by trec_eval.
+
+    Predictions are the ids of the documents found, best first, one list a query; references have the judged
+    documents and their scores (below 1: not relevant) of the same query. What trec_eval does: nDCG divides a
+    document's score by log2(rank + 1) and compares with the best order of all judged documents (Järvelin and
+    Kekäläinen, 2002); average precision counts relevant documents that were not found as 0.
+
+    ``compute`` returns ``{"ndcg@10", "recall@100", "mrr@10", "map"}``, each in [0, 1] and the mean over the queries
+    (0 for one with nothing found), or None, and with None the text "reason".
+
+    Example:
+        >>> metric = RetrievalQuality(keep_in_memory=True)
+        >>> judged = {"documents": ["a"], "scores": [1]}
+        >>> metric.compute(predictions=[["b", "a"]], references=[judged])["mrr@10"]
+        0.5
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description="nDCG@10, recall@100, MRR@10 and mean average precision.",
+            citation="",
+            inputs_description=_RETRIEVAL_INPUTS,
+            features=Features(
+                {
+                    "predictions": List(Value("string")),
+                    "references": {"documents": List(Value("string")), "scores": List(Value("int64"))},
+                }
+            ),
+        )
+
+    def _compute(self, predictions: Sequence[Sequence[str]], references: Sequence[Mapping[str, Any]]) -> Figures:
+        judged = [dict(zip(item["documents"], item["scores"], strict=True)) for item in references]
+        if not any(score > 0 for scores in judged for score in scores.values()):
+            reason = "no query has a relevant document" if judged else "there are no queries"
+            return dict.fromkeys(_RETRIEVAL, None) | {"reason": reason}
+        qrels: dict[str, dict[str, int]] = {}
+        run: dict[str, dict[str, float]] = {}
+        for i, (found, scores) in enumerate(zip(predictions, judged, strict=True)):
+            # Numbers for the ids, since trec_eval reads no further than a NUL; a position for the score, since
+            # it would break ties its own way.
+            number: dict[str, str] = {}
+            qrels[str(i)] = {number.setdefault(d, str(len(number))): score for d, score in scores.items()}
+            run[str(i)] = {number.setdefault(d, str(len(number))): -float(rank) for rank, d in enumerate(found)}
+        top = {i: dict(list(found.items())[:10]) for i, found in run.items()}
+        figures = _average(qrels, run, {"ndcg_cut.10", "recall.100", "map"}) | _average(qrels, top, {"recip_rank"})
+        return {name: figures[measure] for name, measure in _RETRIEVAL.items()}
+
+
 def correlation(predictions: Sequence[float] | np.ndarray, references: Sequence[float] | np.ndarray) -> Figures:
     """Return Spearman's and Pearson's correlation, see `Correlation`.
 
@@ -139,6 +198,41 @@ def ranking_quality(predictions: Sequence[float] | np.ndarray, references: Seque
     return RankingQuality(keep_in_memory=True).compute(predictions=predictions, references=references)
 
 
+def retrieval_quality(rankings: Mapping[str, Sequence[str]], qrels: Mapping[str, Mapping[str, int]]) -> Figures:
+    """Return nDCG@10, recall@100, MRR@10 and mean average precision, see `RetrievalQuality`.
+
+    Args:
+        rankings: Query id -> ids of the documents found, best first; a query that is missing found nothing. Queries
+            without judgements play no part.
+        qrels: Query id -> document id -> score, a whole number; below 1: not relevant.
+
+    Returns:
+        ``{"ndcg@10", "recall@100", "mrr@10", "map"}``, means over the queries of `qrels` in [0, 1], or None for what
+        is undefined, then with "reason". The mean average precision is that of the documents given.
+
+    Raises:
+        StateError: A document stands twice in a ranking; the query is named.
+        TypeError: A score is no whole number; query and document are named.
+
+    Example:
+        >>> retrieval_quality({"q": ["a", "b", "c"]}, {"q": {"b": 1, "c": 1}})["mrr@10"]
+        0.5
+    """
+    for query, judged in qrels.items():
+        for document, score in judged.items():
+            if isinstance(score, bool) or not isinstance(score, int | np.integer):
+                raise TypeError(f"qrels[{query!r}][{document!r}]: expected a whole number, found {score!r}")
+        found = rankings.get(query, ())
+        if isinstance(found, str | bytes):
+            raise TypeError(f"rankings[{query!r}]: expected a list of ids, found {type(found).__name__}")
+        if len(set(found)) < len(found):
+            raise StateError(f"rankings[{query!r}]: a document stands in it twice; give each its best rank only")
+    return RetrievalQuality(keep_in_memory=True).compute(
+        predictions=[list(rankings.get(query, ())) for query in qrels],
+        references=[{"documents": list(judged), "scores": list(judged.values())} for judged in qrels.values()],
+    )
+
+
 def _check_lengths(predictions: Sequence[float] | np.ndarray, references: Sequence[float] | np.ndarray) -> None:
     if len(predictions) != len(references):
         raise ValueError(f"expected one prediction a pair: {len(references)}, found {len(predictions)}")
@@ -162,3 +256,12 @@ def _explain_constant(predictions: np.ndarray, references: np.ndarray) -> str | 
         if values.min() == values.max():
             return f"all {name} are equal"
     return None
+
+
+def _average(
+    qrels: dict[str, dict[str, int]], run: dict[str, dict[str, float]], measures: set[str]
+) -> dict[str, float]:
+    figures = pytrec_eval.RelevanceEvaluator(qrels, measures).evaluate(run)
+    names = {measure.replace(".", "_") for measure in measures}
+    # A query without results has no figures; it counts as 0.
+    return {name: sum(found.get(name, 0.0) for found in figures.values()) / len(qrels) for name in names}

@@ -1,8 +1,9 @@
 """Tables of text from files, lists, datasets and the Hub: opened here, checked by whoever reads the rows.
 
-A table is a place for error messages, column names and rows. Text files are UTF-8, with or without a byte
-order mark, with line feeds or carriage returns and line feeds. A row that does not fit its format raises
-InputError at the physical line (the header is line 1; parquet rows count from 1, items of lists from 0).
+A table is a place for error messages, column names and rows, which are read as they are asked for. Text files
+are UTF-8, with or without a byte order mark, with line feeds or carriage returns and line feeds. A row that does
+not fit its format raises InputError at the physical line (the header is line 1; parquet rows count from 1, items
+of lists from 0).
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import gzip
 import json
 import os
 import re
+import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".txt")
 HUB_TIMEOUT = 5.0  # seconds, for the one request that decides whether the Hub answers
 
+_ROWS_AT_ONCE = 256  # of a dataset or parquet file, bounds memory
+_CSV_FIELD = 131_072  # characters, what the csv module takes unless told otherwise
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(:[\w.%\[\]:+-]+)?")
 
 Row = tuple[int, Mapping[str, Any]]
@@ -60,13 +65,23 @@ class Table:
         return f"{self.place}[{row}]" if self.indexed else f"{self.place}:{row}"
 
 
-def open_table(source: Any, names: Sequence[str], *, optional: Sequence[str] = ()) -> Table:
+def open_table(
+    source: Any,
+    names: Sequence[str],
+    *,
+    optional: Sequence[str] = (),
+    every: bool = False,
+    items: tuple[str, str] = ("sentence pair", "sentence pairs"),
+) -> Table:
     """Open a path, a Hub dataset id ("owner/name" or "owner/name:split"), a Dataset or a list of tuples.
 
     Args:
         source: What to open. Something that exists as a path is never looked up on the Hub.
-        names: The columns wanted, in the order of the tuples of a list. Whether they exist is not checked.
+        names: The columns wanted, in the order of the tuples of a list. Whether they exist is not checked. A line
+            of a .txt file is one value where a single column is wanted, and else two sentences.
         optional: Further columns, read where there are such.
+        every: Read all columns there are.
+        items: What errors call a row, and several rows.
 
     Raises:
         InputError: No such file or dataset, an unknown format, or text that is not UTF-8.
@@ -77,18 +92,27 @@ def open_table(source: Any, names: Sequence[str], *, optional: Sequence[str] = (
         (0, {'sentence1': 'a', 'sentence2': 'b'})
     """
     if isinstance(source, (str, os.PathLike)):
-        return _open_named(os.fspath(source), names, optional, path_only=not isinstance(source, str))
+        wanted = _Wanted(names, [*names, *optional], every, items)
+        return _open_named(os.fspath(source), wanted, path_only=not isinstance(source, str))
     if isinstance(source, (list, tuple)):
         return Table("pairs", names, _read_list(source, names), indexed=True)
-    # Imported only now: it takes most of a second, and files do not need it yet.
-    from datasets import Dataset
-
-    if isinstance(source, Dataset):
-        return _open_dataset(source, "dataset", [*names, *optional])
+    if is_dataset(source):
+        return _open_dataset(source, "dataset", _Wanted(names, [*names, *optional], every, items))
     raise TypeError(
         "pairs: expected a path, a Hub dataset id, a datasets.Dataset or a list of (sentence1, sentence2) "
         f"tuples, found {type(source).__name__}"
     )
+
+
+def is_dataset(source: Any) -> bool:
+    """Say whether something is a `datasets.Dataset`, without importing the library, which takes most of a second.
+
+    Example:
+        >>> is_dataset([("a", "b")])
+        False
+    """
+    library = sys.modules.get("datasets")
+    return library is not None and isinstance(source, library.Dataset)
 
 
 def load_hub_dataset(dataset_id: str, *, config: str | None = None, split: str = "train") -> Dataset:
@@ -138,10 +162,21 @@ def load_hub_dataset(dataset_id: str, *, config: str | None = None, split: str =
         ) from error
 
 
-def _open_named(name: str, names: Sequence[str], optional: Sequence[str], *, path_only: bool) -> Table:
+@dataclass(frozen=True)
+class _Wanted:
+    names: Sequence[str]
+    columns: Sequence[str]  # the names and the optional ones
+    every: bool
+    items: tuple[str, str]
+
+    def choose(self, header: Sequence[str]) -> list[str]:
+        return [name for name in header if self.every or name in self.columns]
+
+
+def _open_named(name: str, wanted: _Wanted, *, path_only: bool) -> Table:
     path = Path(name).expanduser()
     if path.is_file():
-        return _open_file(path, name, names, optional)
+        return _open_file(path, name, wanted)
     if path.exists():
         raise InputError(f"{name}: expected a file, found a folder; name a file in it")
     parent = name.partition("/")[0]
@@ -152,33 +187,34 @@ def _open_named(name: str, names: Sequence[str], optional: Sequence[str], *, pat
         dataset = load_hub_dataset(dataset_id, split=split or "train")
     except InputError as error:
         raise InputError(f"{name}: no such file, and as {error}") from error
-    return _open_dataset(dataset, name, [*names, *optional])
+    return _open_dataset(dataset, name, wanted)
 
 
-def _open_dataset(dataset: Dataset, place: str, names: Sequence[str]) -> Table:
-    dataset = dataset.with_format(None)
-    kept = [name for name in dataset.column_names if name in names]
-    rows = zip(*(dataset[name][:] for name in kept), strict=True)
-    mapped = ((i, dict(zip(kept, row, strict=True))) for i, row in enumerate(rows))
-    return Table(place, dataset.column_names, mapped, indexed=True)
+def _open_dataset(dataset: Dataset, place: str, wanted: _Wanted) -> Table:
+    kept = wanted.choose(dataset.column_names)
+    return Table(place, dataset.column_names, _read_dataset(dataset.with_format(None), kept), indexed=True)
 
 
-def _open_file(path: Path, place: str, names: Sequence[str], optional: Sequence[str]) -> Table:
+def _open_file(path: Path, place: str, wanted: _Wanted) -> Table:
     suffix = _find_format(path)
     if suffix is None:
         raise InputError(f"{place}: expected a file named {', '.join(FORMATS)} (text also with .gz)")
     if suffix == ".parquet":
-        return _open_parquet(path, place, [*names, *optional])
+        return _open_parquet(path, place, wanted)
     lines = _read_lines(path, place)
-    if not lines:
-        raise InputError(f"{place}: expected sentence pairs, found an empty file")
-    if suffix == ".txt":
-        return Table(place, names[:2], _split_bars(lines, place, names))
+    first = next(lines, None)
+    if first is None:
+        raise InputError(f"{place}: expected {wanted.items[1]}, found an empty file")
     if suffix in (".tsv", ".csv"):
-        header = _split_line(lines[0], place, 1, suffix)
-        return Table(place, header, _split_rows(lines, place, suffix, header), header=True)
-    _check_blank(lines[0], place, 1)
-    return Table(place, list(_parse_object(lines[0], f"{place}:1")), _parse_lines(lines, place))
+        header = _split_line(first, place, 1, suffix)
+        return Table(place, header, _split_rows(lines, place, suffix, header, wanted.items[0]), header=True)
+    lines = chain([first], lines)
+    if suffix == ".txt":
+        if len(wanted.names) == 1:
+            return Table(place, wanted.names, _name_lines(lines, wanted.names[0]))
+        return Table(place, wanted.names[:2], _split_bars(lines, place, wanted))
+    _check_blank(first, place, 1, wanted.items[0])
+    return Table(place, list(_parse_object(first, f"{place}:1")), _parse_lines(lines, place, wanted.items[0]))
 
 
 def _find_format(path: Path) -> str | None:
@@ -188,21 +224,20 @@ def _find_format(path: Path) -> str | None:
     return None if suffix == ".parquet" and stem != name else suffix
 
 
-def _open_parquet(path: Path, place: str, names: Sequence[str]) -> Table:
+def _open_parquet(path: Path, place: str, wanted: _Wanted) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        # By default the whole file ends up in memory, and with a buffer alone it still does.
+        file = pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
         header = file.schema_arrow.names
-        kept = list(dict.fromkeys(name for name in header if name in names))
-        columns = [column.to_pylist() for column in file.read(columns=kept).columns]
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{place}: cannot read this parquet file ({_first_line(error)}); write it again") from error
-    if len(kept) < len(columns):
+        raise _refuse_parquet(place, error) from error
+    kept = wanted.choose(header)
+    if len(set(kept)) < len(kept):
         raise InputError(f"{place}: a column name occurs twice; rename one")
-    rows = ((i, dict(zip(kept, row, strict=True))) for i, row in enumerate(zip(*columns, strict=True), 1))
-    return Table(place, header, rows)
+    return Table(place, header, _read_parquet(file, kept, place))
 
 
 # ---- rows of each format
@@ -220,28 +255,58 @@ def _read_list(items: Sequence[Any], names: Sequence[str]) -> Iterator[Row]:
         yield i, dict(zip(names, item, strict=True))
 
 
-def _read_lines(path: Path, place: str) -> list[str]:
+def _read_dataset(dataset: Dataset, kept: list[str]) -> Iterator[Row]:
+    batches = dataset.select_columns(kept).iter(batch_size=_ROWS_AT_ONCE) if kept else ()
+    rows = chain.from_iterable(zip(*(batch[name] for name in kept), strict=True) for batch in batches)
+    yield from ((i, dict(zip(kept, row, strict=True))) for i, row in enumerate(rows))
+
+
+def _read_parquet(file: Any, kept: list[str], place: str) -> Iterator[Row]:
+    import pyarrow as pa
+
+    batches = file.iter_batches(_ROWS_AT_ONCE, columns=kept) if kept else iter(())
+    start = 1
+    while True:
+        try:
+            if (batch := next(batches, None)) is None:
+                return
+            columns = [batch.column(name).to_pylist() for name in kept]
+        # The last two: text that is not UTF-8, and dates that Python does not have.
+        except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+            raise _refuse_parquet(place, error) from error
+        yield from ((i, dict(zip(kept, row, strict=True))) for i, row in enumerate(zip(*columns, strict=True), start))
+        start += batch.num_rows
+
+
+def _refuse_parquet(place: str, error: Exception) -> InputError:
+    return InputError(f"{place}: cannot read this parquet file ({_first_line(error)}); write it again")
+
+
+def _read_lines(path: Path, place: str) -> Iterator[str]:
+    compressed = path.name.lower().endswith(".gz")
     try:
-        data = path.read_bytes()
-        if path.name.lower().endswith(".gz"):
-            data = gzip.decompress(data)
+        with gzip.open(path, "rb") if compressed else path.open("rb") as file:
+            # Only line feeds end a line: str.splitlines would also break sentences at U+2028 and its like.
+            for row, line in enumerate(file, 1):
+                data = line.removeprefix(codecs.BOM_UTF8) if row == 1 else line
+                if data:
+                    yield _decode_line(data, place, row)
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{place}: cannot read this file ({_first_line(error)}); check it") from error
-    data = data.removeprefix(codecs.BOM_UTF8)
+
+
+def _decode_line(data: bytes, place: str, row: int) -> str:
     try:
-        text = data.decode("utf-8")
+        return data.decode("utf-8").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
-        row = data.count(b"\n", 0, error.start) + 1
         found = f"expected UTF-8 text, found the byte 0x{data[error.start]:02x}"
         raise InputError(f"{place}:{row}: {found}; convert the file to UTF-8") from error
-    # Only line feeds end a line: str.splitlines would also break sentences at U+2028 and its like.
-    lines = text.removesuffix("\n").split("\n") if text else []
-    return [line.removesuffix("\r") for line in lines]
 
 
 def _split_line(line: str, place: str, row: int, suffix: str) -> list[str]:
     if suffix == ".tsv":
         return line.split("\t")
+    limit = csv.field_size_limit(max(_CSV_FIELD, len(line)))
     try:
         # Each line on its own: an unclosed quotation mark is then an error here, and never swallows rows.
         return next(csv.reader([line], strict=True), [])
@@ -250,11 +315,13 @@ def _split_line(line: str, place: str, row: int, suffix: str) -> list[str]:
             f"{place}:{row}: expected one CSV record on this line, found bad quoting ({error}); "
             "close or double the quotation mark, and keep line breaks out of fields"
         ) from error
+    finally:
+        csv.field_size_limit(limit)
 
 
-def _split_rows(lines: list[str], place: str, suffix: str, header: list[str]) -> Iterator[Row]:
-    for row, line in enumerate(lines[1:], 2):
-        _check_blank(line, place, row)
+def _split_rows(lines: Iterator[str], place: str, suffix: str, header: list[str], item: str) -> Iterator[Row]:
+    for row, line in enumerate(lines, 2):
+        _check_blank(line, place, row, item)
         fields = _split_line(line, place, row, suffix)
         if len(fields) != len(header):
             raise InputError(
@@ -264,19 +331,23 @@ def _split_rows(lines: list[str], place: str, suffix: str, header: list[str]) ->
         yield row, dict(zip(header, fields, strict=True))
 
 
-def _split_bars(lines: list[str], place: str, names: Sequence[str]) -> Iterator[Row]:
+def _name_lines(lines: Iterator[str], name: str) -> Iterator[Row]:
+    yield from ((row, {name: line}) for row, line in enumerate(lines, 1))
+
+
+def _split_bars(lines: Iterator[str], place: str, wanted: _Wanted) -> Iterator[Row]:
     for row, line in enumerate(lines, 1):
-        _check_blank(line, place, row)
+        _check_blank(line, place, row, wanted.items[0])
         fields = line.split("||")
         if len(fields) != 2:
             found = f"expected sentence1||sentence2, found {len(fields)} field(s) in {show(line)}"
             raise InputError(f"{place}:{row}: {found}; correct the line")
-        yield row, {name: field.strip() for name, field in zip(names, fields, strict=False)}
+        yield row, {name: field.strip() for name, field in zip(wanted.names, fields, strict=False)}
 
 
-def _parse_lines(lines: list[str], place: str) -> Iterator[Row]:
+def _parse_lines(lines: Iterator[str], place: str, item: str) -> Iterator[Row]:
     for row, line in enumerate(lines, 1):
-        _check_blank(line, place, row)
+        _check_blank(line, place, row, item)
         yield row, _parse_object(line, f"{place}:{row}")
 
 
@@ -299,9 +370,24 @@ def _parse_object(line: str, at: str) -> dict[str, Any]:
     return value
 
 
-def _check_blank(line: str, place: str, row: int) -> None:
+def _check_blank(line: str, place: str, row: int, item: str) -> None:
     if not line.strip():
-        raise InputError(f"{place}:{row}: expected a sentence pair, found a blank line; delete the line")
+        raise InputError(f"{place}:{row}: expected a {item}, found a blank line; delete the line")
+
+
+# ---- values
+
+
+def is_blank(text: str) -> bool:
+    r"""Say whether a text has nothing but white space and control characters.
+
+    Tokenisers drop these, so that all such texts would share one vector.
+
+    Example:
+        >>> is_blank(" \u200b\x00"), is_blank(" x ")
+        (True, False)
+    """
+    return not any(c.isprintable() and not c.isspace() for c in text)
 
 
 # ---- wording

@@ -8,10 +8,12 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from transenc.cli.distillation import add_distill, add_label
 from transenc.cli.evaluation import add_evaluate
 from transenc.cli.options import add_verb, to_json
+from transenc.cli.search import add_index, add_search, verify_index
 from transenc.errors import Interrupted, TransencError
 
 
@@ -46,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
         'runs/mine'
     """
     parser = argparse.ArgumentParser(
-        prog="transenc", description="Sentence-pair models without labels: distil, label, evaluate."
+        prog="transenc", description="Sentence-pair models without labels: distil, label, evaluate, search."
     )
     from importlib.metadata import version
 
@@ -55,14 +57,18 @@ def build_parser() -> argparse.ArgumentParser:
     add_distill(verbs)
     add_label(verbs)
     add_evaluate(verbs)
+    add_index(verbs)
+    add_search(verbs)
     verify = add_verb(
-        verbs, "verify", "check every digest of a run, and that every weight and label is finite", _verify
+        verbs, "verify", "check every digest of a run or an index, and that every number in it is finite", _verify
     )
-    verify.add_argument("path", help="a run directory")
+    verify.add_argument("path", help="a run directory, or an index")
     return parser
 
 
 def _verify(arguments: argparse.Namespace) -> str:
+    if Path(arguments.path, "CURRENT").exists():
+        return verify_index(arguments)
     from transenc.run import verify_run
 
     result = verify_run(arguments.path)

@@ -16,7 +16,7 @@ from transenc.cli.options import (
     quiet_libraries,
     to_json,
 )
-from transenc.config import PRECISIONS, PRESETS, Backbone, DistillConfig, field_types, merge_config, read_config
+from transenc.config import PRESETS, Backbone, DistillConfig, field_types, merge_config, read_config
 from transenc.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,8 +75,7 @@ def add_label(verbs: Any) -> None:
     verb.add_argument("--output", required=True, help="file to write: .tsv, .csv, .jsonl or .parquet")
     verb.add_argument("--scale", choices=("raw", "quantile"), default="raw", help="bring several models to one scale")
     verb.add_argument("--asymmetric", action="store_true", help="(a, b) differs from (b, a)")
-    verb.add_argument("--precision", choices=PRECISIONS, default="float32", help="default: float32, exact")
-    add_model_options(verb)
+    add_model_options(verb, precision="float32")
 
 
 def _add_settings(group: Any, default: Any, prefix: str) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from transenc.config import PRECISIONS
+
 
 def add_verb(verbs: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
     """Add a command that `run` answers: with the text for stdout, or an iterator of such texts."""
@@ -18,11 +20,21 @@ def add_verb(verbs: Any, name: str, text: str, run: Any) -> argparse.ArgumentPar
     return verb
 
 
-def add_model_options(verb: argparse.ArgumentParser, *, length: bool = True, batch: bool = True) -> None:
-    """Add the flags of every command that loads a model."""
-    verb.add_argument("--pooling", help="for bare Hugging Face folders: cls, mean, max, lasttoken")
+def add_model_options(
+    verb: argparse.ArgumentParser,
+    *,
+    pooling: bool = True,
+    length: bool = True,
+    batch: bool = True,
+    data: bool = True,
+    precision: str | None = None,
+) -> None:
+    """Add the flags of every command that loads a model; `precision` is the default of that flag, None: no flag."""
+    if pooling:
+        verb.add_argument("--pooling", help="for bare Hugging Face folders: cls, mean, max, lasttoken")
     verb.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
-    verb.add_argument("--data", help="folder of the benchmarks; default: $TRANSENC_DATA, else the Hub")
+    if data:
+        verb.add_argument("--data", help="folder of the benchmarks; default: $TRANSENC_DATA, else the Hub")
     verb.add_argument(
         "--trust-remote-code",
         action="store_true",
@@ -32,6 +44,9 @@ def add_model_options(verb: argparse.ArgumentParser, *, length: bool = True, bat
         verb.add_argument("--max-length", type=int, help="tokens kept; default: what the model says")
     if batch:
         verb.add_argument("--batch-tokens", type=int, help="token budget of one batch; default: by the device")
+    if precision:
+        meaning = {"auto": "what is fast here", "float32": "exact"}[precision]
+        verb.add_argument("--precision", choices=PRECISIONS, default=precision, help=f"default: {precision}, {meaning}")
 
 
 def load_encoders(arguments: argparse.Namespace, names: Sequence[str]) -> list[Any]:

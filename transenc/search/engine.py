@@ -274,25 +274,38 @@ class SemanticSearch:
         with tqdm(total=len(queries), unit="query", disable=not progress) as bar:
             for start in range(0, len(queries), _QUERIES_AT_ONCE):
                 block = list(queries[start : start + _QUERIES_AT_ONCE])
-                hits = self._retrieve(block, wanted, conditions, hybrid=hybrid)
+                vectors = self.encoder.encode_queries(block)
+                hits = self.retrieve(block, vectors, wanted, where=conditions, hybrid=hybrid)
                 if self.cross_encoder is not None:
                     hits = rerank_many(block, hits, self.cross_encoder, weight=rerank_weight, top_k=top_k)
                 results += [found[:top_k] for found in hits]
                 bar.update(len(block))
         return results
 
-    def close(self) -> None:
-        """Close the store."""
-        self.store.close()
+    def retrieve(
+        self,
+        queries: Sequence[str],
+        vectors: np.ndarray,
+        count: int,
+        *,
+        where: Sequence[Condition] = (),
+        hybrid: bool = False,
+    ) -> list[list[Hit]]:
+        """Retrieve without reranking: the first step of `search_many`, for those who batch the steps themselves.
 
-    def __enter__(self) -> Self:
-        return self
+        Args:
+            queries: Texts.
+            vectors: What the encoder gives for them, float32 [q, dim].
+            count: Documents wanted for each query, 1 or more.
+            where: Conditions that must all hold.
+            hybrid: Retrieve by words too.
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+        Returns:
+            For each query its hits in retrieved order.
 
-    def _retrieve(self, queries: list[str], count: int, where: Sequence[Condition], *, hybrid: bool) -> list[list[Hit]]:
-        vectors = self.encoder.encode_queries(queries)
+        Raises:
+            InputError: As for `search`.
+        """
         found = self.store.search(vectors, count, where=where)
         scored = [[(match, match.score) for match in matches] for matches in found]
         if hybrid:
@@ -310,6 +323,16 @@ class SemanticSearch:
             ]
             for matches in scored
         ]
+
+    def close(self) -> None:
+        """Close the store."""
+        self.store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def _fuse(
         self, vector: np.ndarray, dense: list[Match], words: list[Match], count: int

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,6 +15,7 @@ from transenc.corpus import Document
 from transenc.errors import InputError
 from transenc.scoring import encode_texts
 from transenc.search.store import Embedded, Passage
+from transenc.tables import is_blank, show
 
 # A passage ends after so many characters per token of the window, whatever the tokenizer makes of them (a run of
 # letters may be one unknown token). English has 4 to 5; scoring reads at most 16, title and prompt included.
@@ -139,21 +139,16 @@ class PassageEncoder:
         for position, text in enumerate(texts):
             if not isinstance(text, str):
                 raise TypeError(f"query {position} must be a string, found {type(text).__name__}")
-            if _is_blank(text):
-                raise InputError(f"empty query (number {position}): expected some words, found {text[:20]!r}")
+            if is_blank(text):
+                raise InputError(f"empty query (number {position}): expected some words, found {show(text)}")
         return encode_texts(self._model, texts, role="query", batch_tokens=self._batch_tokens)
-
-
-def _is_blank(text: str) -> bool:
-    """Nothing but white space, control and format characters: all such texts have one vector."""
-    return all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text)
 
 
 def _check_document(document: Any, position: int) -> Document:
     if not isinstance(document, Document):
         raise TypeError(f"document {position} must be a Document, found {type(document).__name__}")
-    where = document.place or f"document {document.id!r}"
-    if _is_blank(document.text) and _is_blank(document.title):
+    where = f"{document.place}: " * bool(document.place) + f"document {show(document.id)}"
+    if is_blank(document.text) and is_blank(document.title):
         raise InputError(f"{where}: expected a text or a title, found none; leave the document out")
     for name, value in (("title", document.title), ("text", document.text)):
         try:

@@ -28,10 +28,10 @@ _ADDED_AT_ONCE = 16384  # rows
 _QUERIES_AT_ONCE = 256
 
 _LINKS, _BUILD_WIDTH, _SEARCH_WIDTH = 32, 200, 128  # HNSW: M, efConstruction, efSearch
-_TRAINING_ROWS_PER_CELL = 64
-_PROBES = 32
-_PROPOSALS = {"hnsw": 2, "ivfpq": 20}  # rows scored from the stored vectors, per row asked for
-_LEAST_PROPOSALS = 200
+_TRAINING_ROWS, _TRAINING_ROWS_PER_CELL = 65536, 64
+_LEAST_PROBES, _CELLS_PER_PROBE = 64, 16
+_PROPOSALS = {"hnsw": 2, "ivfpq": 5}  # rows scored from the stored vectors, per row asked for
+_LEAST_PROPOSALS = {"hnsw": 20, "ivfpq": 200}
 
 
 def choose_kind(count: int) -> str:
@@ -192,14 +192,15 @@ class VectorIndex:
         self, queries: np.ndarray, top_k: int, present: int, selector: Any
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         count = len(self.vectors)
-        wanted = min(present, max(_LEAST_PROPOSALS, _PROPOSALS[self.kind] * top_k))
+        wanted = min(present, max(_LEAST_PROPOSALS[self.kind], _PROPOSALS[self.kind] * top_k))
         if present <= 4 * wanted:
             return _search_exactly(self.vectors, queries, top_k, present, selector)
         if self.kind == "hnsw":
             width = max(_SEARCH_WIDTH, wanted) * count // present
             parameters = faiss.SearchParametersHNSW(efSearch=width, sel=selector)
         else:
-            parameters = faiss.SearchParametersIVF(nprobe=_PROBES, sel=selector)
+            probes = max(_LEAST_PROBES, self._proposer.nlist // _CELLS_PER_PROBE) * count // present
+            parameters = faiss.SearchParametersIVF(nprobe=probes, sel=selector)
         _, proposed = self._proposer.search(queries, wanted, params=parameters)
         found = []
         for query, rows in zip(queries, proposed, strict=True):
@@ -295,7 +296,7 @@ def _count_allowed(allowed: Any, count: int) -> int:
 def _is_outgrown(proposer: Any, before: int, count: int) -> bool:
     if before < _WELL_TRAINED_FROM:
         return True
-    return isinstance(proposer, faiss.IndexIVFPQ) and _plan_codes(count)[0] >= 4 * proposer.nlist
+    return isinstance(proposer, faiss.IndexIVFPQFastScan) and _plan_cells(count) >= 4 * proposer.nlist
 
 
 def _build_proposer(vectors: np.ndarray, kind: str, *, progress: bool) -> Any:
@@ -308,32 +309,32 @@ def _train_graph(vectors: np.ndarray) -> Any:
     dim = vectors.shape[1]
     graph = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, _LINKS, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = _BUILD_WIDTH
-    graph.train(_sample_rows(vectors, 65536))
+    graph.train(_sample_rows(vectors, _TRAINING_ROWS))
     return graph
 
 
 def _train_codes(vectors: np.ndarray) -> Any:
     count, dim = vectors.shape
-    cells, bits = _plan_codes(count)
-    width = next(k for k in range(min(6, dim), dim + 1) if dim % k == 0)  # dimensions that share a code
-    index = faiss.index_factory(dim, f"IVF{cells},PQ{dim // width}x{bits}", faiss.METRIC_INNER_PRODUCT)
-    index.do_polysemous_training = False  # takes seconds a byte of code, for a search that is not used here
-    # Small sets are trained on what there is; without this faiss writes a warning to stderr.
-    index.cp.min_points_per_centroid = index.pq.cp.min_points_per_centroid = 1
-    index.train(_sample_rows(vectors, max(65536, cells * _TRAINING_ROWS_PER_CELL)))
-    return index
+    cells = _plan_cells(count)
+    # Codes of 4 bits for 3 dimensions: 64 bytes for 384. Searched many at a time in registers ("fs").
+    width = next(width for width in (3, 2, 1) if dim % width == 0)
+    codes = faiss.index_factory(dim, f"IVF{cells},PQ{dim // width}x4fs", faiss.METRIC_INNER_PRODUCT)
+    # A small set is trained on what there is; without this faiss says so on stderr.
+    codes.cp.min_points_per_centroid = codes.pq.cp.min_points_per_centroid = 1
+    codes.train(_sample_rows(vectors, max(_TRAINING_ROWS, cells * _TRAINING_ROWS_PER_CELL)))
+    return codes
 
 
-def _plan_codes(count: int) -> tuple[int, int]:
-    """Cells of the coarse quantizer and bits of a code for a number of rows."""
-    cells = 1 << max(0, round(math.log2(4 * math.sqrt(count) / 1)) if count >= 4096 else 0)
-    return cells, min(8, max(1, count.bit_length() - 1))
+def _plan_cells(count: int) -> int:
+    """Cells of the coarse quantizer for a number of rows: about twice its root, a power of two."""
+    enough_to_train = max(1, count // 39)
+    return 1 << round(math.log2(min(2 * math.sqrt(count), enough_to_train)))
 
 
 def _sample_rows(vectors: np.ndarray, size: int) -> np.ndarray:
-    if len(vectors) <= size:
-        return np.repeat(vectors, 2 if len(vectors) == 1 else 1, axis=0)  # a code of one bit needs two rows
-    return vectors[np.sort(np.random.default_rng(0).choice(len(vectors), size=size, replace=False))]
+    if len(vectors) > size:
+        return vectors[np.sort(np.random.default_rng(0).choice(len(vectors), size=size, replace=False))]
+    return np.tile(vectors, (-(-16 // len(vectors)), 1))  # a code of 4 bits is trained on no fewer than 16 rows
 
 
 def _add_rows(proposer: Any, vectors: np.ndarray, *, progress: bool) -> None:
@@ -347,7 +348,7 @@ def _add_rows(proposer: Any, vectors: np.ndarray, *, progress: bool) -> None:
 def _name_kind(proposer: Any) -> str:
     if isinstance(proposer, faiss.IndexHNSWSQ):
         return "hnsw"
-    return "ivfpq" if isinstance(proposer, faiss.IndexIVFPQ) else type(proposer).__name__
+    return "ivfpq" if isinstance(proposer, faiss.IndexIVFPQFastScan) else type(proposer).__name__
 
 
 def _search_exactly(
