@@ -54,6 +54,40 @@ def test_the_ends_of_the_weight_are_the_two_orders() -> None:
     assert np.argsort(-fuse_scores(retrieval, other, weight=1)).tolist() == [1, 2, 3, 0]
 
 
+def test_without_a_weight_the_cross_encoder_is_believed_as_far_as_it_agrees() -> None:
+    # Standardised: 1.5 ** 0.5 times (1, 0, -1) and (0, 1, -1). Their correlation is 1.5 * 1 / 3 = 0.5, so the weights
+    # are 1 and 0.25 of 1.25.
+    expected = [0.8 * math.sqrt(1.5), 0.2 * math.sqrt(1.5), -math.sqrt(1.5)]
+    assert fuse_scores([3, 2, 1], [20, 30, 10]).tolist() == pytest.approx(expected, abs=1e-9)
+    assert fuse_scores([3, 2, 1], [10, 30, 20]).tolist() == fuse_scores([3, 2, 1], [0] * 3, weight=0).tolist()
+    assert fuse_scores([3, 2, 1], [6, 4, 2]).tolist() == fuse_scores([3, 2, 1], [6, 4, 2], weight=0.5).tolist()
+
+
+def test_a_poor_cross_encoder_does_no_harm_and_a_good_one_helps() -> None:
+    # 200 queries with 50 candidates, one of them relevant, which both scores see through noise of their own.
+    rng = np.random.default_rng(0)
+    relevant = np.zeros(50)
+    relevant[0] = 1
+    ranks: dict[str, list[int]] = {"retrieved": [], "noise": [], "good": [], "noise at half": []}
+    for _ in range(200):
+        topic = rng.standard_normal(50)  # what makes candidates look alike to both
+        retrieval = 3 * relevant + topic + rng.standard_normal(50)
+        noise = rng.standard_normal(50)
+        for name, scores in {
+            "retrieved": retrieval,
+            "noise": fuse_scores(retrieval, noise),
+            "good": fuse_scores(retrieval, 3 * relevant + topic + noise),
+            "noise at half": fuse_scores(retrieval, noise, weight=0.5),
+        }.items():
+            ranks[name].append(1 + int((scores > scores[0]).sum()))
+    quality = {
+        name: np.mean([1 / np.log2(rank + 1) if rank <= 10 else 0 for rank in found]) for name, found in ranks.items()
+    }
+    assert quality["noise"] > quality["retrieved"] - 0.005
+    assert quality["good"] > quality["retrieved"] + 0.02
+    assert quality["noise at half"] < quality["retrieved"] - 0.05
+
+
 @pytest.mark.parametrize("weight", [None, 0, 0.5, 1])
 def test_what_is_undefined_is_zero(weight: float | None) -> None:
     assert fuse_scores([], [], weight=weight).shape == (0,)

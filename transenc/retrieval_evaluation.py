@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,11 +28,11 @@ from transenc.search.engine import SemanticSearch
 from transenc.search.faiss_store import FaissStore
 from transenc.search.lexical import LexicalIndex
 from transenc.search.passages import PassageEncoder
-from transenc.search.reranking import Hit, fuse_scores, rerank_many
+from transenc.search.reranking import Hit, choose_weight, fuse_scores, rerank_many
 
 SYSTEMS = ("bi", "bm25", "hybrid")
 
-Rankings = dict[str, list[str]]  # query id -> ids of documents, best first
+Found = dict[str, list[Hit]]  # query id -> its hits, best first, without their texts
 
 _DEPTH = 100  # documents ranked a query, what recall@100 needs
 _FIGURES = ("ndcg@10", "recall@100", "mrr@10", "map")
@@ -73,7 +74,9 @@ def evaluate_retrieval(
 
     Returns:
         Task -> {"ndcg@10", "recall@100", "mrr@10", "map"} x 100, "average" of the nDCG@10 (None when a task is
-        undefined), and for undefined figures "reasons": task -> text.
+        undefined), and for undefined figures "reasons": task -> text. With `rerank` each task also has "retrieved" and
+        "reranked", the figures of the same documents in the retriever's and in the cross-encoder's order alone, and
+        "best_weight", what `choose_weight` gives for this split: a weight to use elsewhere, not a result.
 
     Raises:
         InputError: An unknown system or task, arguments that do not go together, an unusable benchmark or model.
@@ -96,12 +99,16 @@ def evaluate_retrieval(
     reasons = {}
     for task, loaded in sets.items():
         if encoder is None:
-            rankings = _rank_by_words(loaded, cross, rerank_weight, candidates, batch_tokens, progress=progress)
+            found = _rank_by_words(loaded, cross, rerank_weight, candidates, batch_tokens, progress=progress)
         else:
             hybrid = system == "hybrid"
-            rankings = _rank_by_index(loaded, encoder, cross, rerank_weight, candidates, hybrid, progress=progress)
-        figures = retrieval_quality(rankings, loaded.qrels)
+            found = _rank_by_index(
+                loaded, encoder, cross, rerank_weight, candidates, hybrid, batch_tokens, progress=progress
+            )
+        figures = _measure(found, loaded)
         result[task] = {name: _times_100(figures[name]) for name in _FIGURES}
+        if cross is not None:
+            result[task] |= _compare_orders(found, loaded)
         if "reason" in figures:
             reasons[task] = figures["reason"]
     main = [figures["ndcg@10"] for figures in result.values()]
@@ -139,9 +146,10 @@ def _rank_by_index(
     weight: float | None,
     candidates: int,
     hybrid: bool,
+    batch_tokens: int | None,
     *,
     progress: bool,
-) -> Rankings:
+) -> Found:
     with tempfile.TemporaryDirectory(prefix="transenc-") as folder:
         store = FaissStore.build(
             Path(folder) / "index",
@@ -152,7 +160,7 @@ def _rank_by_index(
             lexical=hybrid,
             progress=progress,
         )
-        with SemanticSearch(store, encoder, cross) as engine:
+        with SemanticSearch(store, encoder, cross, batch_tokens=batch_tokens) as engine:
 
             def search(queries: list[str]) -> list[list[Hit]]:
                 top_k = _DEPTH if cross is None else min(_DEPTH, candidates)
@@ -171,7 +179,7 @@ def _rank_by_words(
     batch_tokens: int | None,
     *,
     progress: bool,
-) -> Rankings:
+) -> Found:
     # In the order of the ids, so that ties by position are ties by id.
     documents = sorted(loaded.documents, key=lambda document: document.id)
     index = LexicalIndex.build((document.content for document in documents), progress=progress)
@@ -194,15 +202,37 @@ def _make_hits(documents: list[Document], positions: np.ndarray, scores: np.ndar
     return hits
 
 
-def _rank(queries: Mapping[str, str], search: Callable[[list[str]], list[list[Hit]]], *, progress: bool) -> Rankings:
-    rankings: Rankings = {}
+def _rank(queries: Mapping[str, str], search: Callable[[list[str]], list[list[Hit]]], *, progress: bool) -> Found:
+    found: Found = {}
     with tqdm(total=len(queries), unit="query", disable=not progress) as bar:
         items = iter(queries.items())
         while block := list(islice(items, _QUERIES_AT_ONCE)):
-            hits = search([text for _, text in block])
-            rankings.update((key, [hit.id for hit in found]) for (key, _), found in zip(block, hits, strict=True))
+            for (key, _), hits in zip(block, search([text for _, text in block]), strict=True):
+                found[key] = [replace(hit, title="", text="", metadata={}) for hit in hits]
             bar.update(len(block))
-    return rankings
+    return found
+
+
+def _measure(found: Found, loaded: RetrievalSet) -> Mapping[str, Any]:
+    return retrieval_quality({key: [hit.id for hit in hits] for key, hits in found.items()}, loaded.qrels)
+
+
+def _compare_orders(found: Found, loaded: RetrievalSet) -> dict[str, Any]:
+    retrieved = {key: sorted(hits, key=lambda hit: hit.retrieved_rank) for key, hits in found.items()}
+    reranked = {key: sorted(hits, key=lambda hit: (-(hit.rerank_score or 0.0), hit.id)) for key, hits in found.items()}
+    orders: dict[str, Any] = {
+        name: {figure: _times_100(value) for figure, value in _measure(order, loaded).items() if figure in _FIGURES}
+        for name, order in (("retrieved", retrieved), ("reranked", reranked))
+    }
+    gains = [[max(0, loaded.qrels[key].get(hit.id, 0)) for hit in hits] for key, hits in found.items()]
+    orders["best_weight"] = None
+    if any(any(row) for row in gains):
+        orders["best_weight"] = choose_weight(
+            [[hit.retrieval_score for hit in hits] for hits in found.values()],
+            [[hit.rerank_score or 0.0 for hit in hits] for hits in found.values()],
+            gains,
+        )
+    return orders
 
 
 def _times_100(value: Any) -> float | None:

@@ -37,6 +37,7 @@ class SemanticSearch:
         store: The documents and their vectors.
         encoder: The bi-encoder that made the vectors.
         cross_encoder: Reranks what the bi-encoder retrieved; None: no reranking.
+        batch_tokens: As for `score_pairs`, for reranking.
 
     Example:
         >>> from transenc import SemanticSearch  # doctest: +SKIP
@@ -45,10 +46,18 @@ class SemanticSearch:
         ...     print(f"{hit.score:.3f}", hit.id, hit.text)
     """
 
-    def __init__(self, store: VectorStore, encoder: PassageEncoder, cross_encoder: CrossEncoder | None = None) -> None:
+    def __init__(
+        self,
+        store: VectorStore,
+        encoder: PassageEncoder,
+        cross_encoder: CrossEncoder | None = None,
+        *,
+        batch_tokens: int | None = None,
+    ) -> None:
         if cross_encoder is not None and not isinstance(cross_encoder, CrossEncoder):
             raise TypeError(f"expected a CrossEncoder or None, found {type(cross_encoder).__name__}")
         self.store, self.encoder, self.cross_encoder = store, encoder, cross_encoder
+        self.batch_tokens = batch_tokens
 
     @classmethod
     def build(
@@ -121,7 +130,7 @@ class SemanticSearch:
         encoder = PassageEncoder(model, fingerprint=fingerprint, split=passages, batch_tokens=batch_tokens)
         documents = read_corpus(corpus, skip_empty=skip_empty)
         store = FaissStore.build(path, documents, encoder, encoder=facts, kind=kind, lexical=lexical, progress=progress)
-        return cls(store, encoder, cross)
+        return cls(store, encoder, cross, batch_tokens=batch_tokens)
 
     @classmethod
     def open(
@@ -177,7 +186,7 @@ class SemanticSearch:
             trust_remote_code=trust_remote_code,
         )
         encoder = PassageEncoder(model, fingerprint=found, split=facts["passages"], batch_tokens=batch_tokens)
-        return cls(store, encoder, cross)
+        return cls(store, encoder, cross, batch_tokens=batch_tokens)
 
     def add(self, corpus: Any, *, upsert: bool = False, skip_empty: bool = False, progress: bool = False) -> None:
         """Add documents; the new content serves when all of them are in.
@@ -277,7 +286,14 @@ class SemanticSearch:
                 vectors = self.encoder.encode_queries(block)
                 hits = self.retrieve(block, vectors, wanted, where=conditions, hybrid=hybrid)
                 if self.cross_encoder is not None:
-                    hits = rerank_many(block, hits, self.cross_encoder, weight=rerank_weight, top_k=top_k)
+                    hits = rerank_many(
+                        block,
+                        hits,
+                        self.cross_encoder,
+                        weight=rerank_weight,
+                        top_k=top_k,
+                        batch_tokens=self.batch_tokens,
+                    )
                 results += [found[:top_k] for found in hits]
                 bar.update(len(block))
         return results

@@ -68,6 +68,7 @@ class PassageEncoder:
         batch_tokens: As for `encode_texts`.
 
     Attributes:
+        model: The bi-encoder.
         fingerprint: sha256 hex of the encoder's and the way of splitting: equal only where the vectors are.
         dim: Width of the vectors.
 
@@ -88,7 +89,7 @@ class PassageEncoder:
             raise TypeError(f"expected a bi-encoder (SentenceTransformer), found {type(model).__name__}")
         if not isinstance(fingerprint, str):
             raise TypeError(f"fingerprint must be a string, found {type(fingerprint).__name__}")
-        self._model, self._split, self._batch_tokens = model, split, batch_tokens
+        self.model, self._split, self._batch_tokens = model, split, batch_tokens
         self._window = _Window.measure(model, split=split)
         self.dim: int = model.get_embedding_dimension() or 0
         settings = {"encoder": fingerprint, "split": split, "rules": _RULES, "prompt": self._window.prompt}
@@ -115,7 +116,7 @@ class PassageEncoder:
         else:
             _count_truncated(readings, self._window)
         vectors = encode_texts(
-            self._model,
+            self.model,
             [text for reading in readings for text in reading.read()],
             role="document",
             batch_tokens=self._batch_tokens,
@@ -141,7 +142,7 @@ class PassageEncoder:
                 raise TypeError(f"query {position} must be a string, found {type(text).__name__}")
             if is_blank(text):
                 raise InputError(f"empty query (number {position}): expected some words, found {show(text)}")
-        return encode_texts(self._model, texts, role="query", batch_tokens=self._batch_tokens)
+        return encode_texts(self.model, texts, role="query", batch_tokens=self._batch_tokens)
 
 
 def _check_document(document: Any, position: int) -> Document:

@@ -146,10 +146,15 @@ def fuse_scores(
 ) -> np.ndarray:
     """Fuse the two scores of a query's candidates.
 
+    Both are standardised over the candidates (mean 0, standard deviation 1; all equal: 0) and averaged with the
+    weight. A cross-encoder may know nothing of passages, so without a weight it is believed as far as it agrees with
+    the retriever: fused = z(retrieval) + r^2 z(rerank), where r is the correlation of the two (0 when negative), that
+    is a weight of r^2 / (1 + r^2), from 0 to one half. `choose_weight` finds a better one from labelled queries.
+
     Args:
         retrieval: The retriever's scores of one query's candidates, shape [n], any scale.
         rerank: The cross-encoder's, shape [n], any scale.
-        weight: Of `rerank`, from 0 to 1; None: decided from the scores.
+        weight: Of `rerank`, from 0 to 1; None: decided from the scores, for this query alone.
 
     Returns:
         float64 of shape [n], higher is better, comparable within the query only.
@@ -161,15 +166,19 @@ def fuse_scores(
     Example:
         >>> fuse_scores([0.9, 0.5], [0.1, 0.3], weight=0.25).tolist()
         [0.5, -0.5]
+        >>> fuse_scores([0.9, 0.5], [0.1, 0.3]).tolist()  # the two disagree
+        [1.0, -1.0]
     """
     _check_weight(weight)
     one, other = _check_scores(retrieval, "retrieval"), _check_scores(rerank, "rerank")
     if one.shape != other.shape:
         raise InputError(f"expected as many rerank scores as retrieval scores ({one.size}), found {other.size}")
+    left, right = _standardize(one), _standardize(other)
     if weight is None:
-        weight = 0.3
+        shared = max(0.0, float((left * right).mean())) ** 2 if one.size else 0.0
+        weight = shared / (1.0 + shared)
     # rounded, so that what ties on paper ties here
-    return np.round((1.0 - weight) * _standardize(one) + weight * _standardize(other), 9)
+    return np.round((1.0 - weight) * left + weight * right, 9)
 
 
 def choose_weight(
@@ -226,10 +235,12 @@ def _order(hits: Sequence[Hit], scores: np.ndarray, weight: float | None) -> lis
 
 def _standardize(scores: np.ndarray) -> np.ndarray:
     """Mean 0 and standard deviation 1; zeros where all are equal."""
-    centred = scores - scores.mean() if scores.size else scores
-    # The mean of equal numbers can be off by a rounding, which must not be blown up to 1.
-    spread = centred.std() if scores.size and scores.max() > scores.min() else 0.0
-    return centred / spread if spread > 0 else np.zeros_like(scores)
+    lowest, highest = scores.min(initial=np.inf), scores.max(initial=-np.inf)
+    if not lowest < highest:
+        return np.zeros_like(scores)
+    # To [0, 1] first, so that neither tiny nor huge numbers are lost in the squares.
+    scores = (scores - lowest) / (highest - lowest)
+    return (scores - scores.mean()) / scores.std()
 
 
 def _ndcg(scores: np.ndarray, gains: np.ndarray) -> float:

@@ -29,7 +29,7 @@ _QUERIES_AT_ONCE = 256
 
 _LINKS, _BUILD_WIDTH, _SEARCH_WIDTH = 32, 200, 128  # HNSW: M, efConstruction, efSearch
 _TRAINING_ROWS, _TRAINING_ROWS_PER_CELL = 65536, 64
-_LEAST_PROBES, _CELLS_PER_PROBE = 64, 16
+_LEAST_PROBES, _CELLS_PER_PROBE = 64, 8
 _PROPOSALS = {"hnsw": 2, "ivfpq": 5}  # rows scored from the stored vectors, per row asked for
 _LEAST_PROPOSALS = {"hnsw": 20, "ivfpq": 200}
 
@@ -326,9 +326,9 @@ def _train_codes(vectors: np.ndarray) -> Any:
 
 
 def _plan_cells(count: int) -> int:
-    """Cells of the coarse quantizer for a number of rows: about twice its root, a power of two."""
+    """Cells of the coarse quantizer for a number of rows: about its root, a power of two."""
     enough_to_train = max(1, count // 39)
-    return 1 << round(math.log2(min(2 * math.sqrt(count), enough_to_train)))
+    return 1 << round(math.log2(min(math.sqrt(count), enough_to_train)))
 
 
 def _sample_rows(vectors: np.ndarray, size: int) -> np.ndarray:
