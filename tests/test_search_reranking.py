@@ -56,10 +56,13 @@ def test_the_ends_of_the_weight_are_the_two_orders() -> None:
 
 def test_without_a_weight_the_cross_encoder_is_believed_as_far_as_it_agrees() -> None:
     # Standardised: 1.5 ** 0.5 times (1, 0, -1) and (0, 1, -1). Their correlation is 1.5 * 1 / 3 = 0.5, so the weights
-    # are 1 and 0.25 of 1.25.
+    # are 1 and 0.25 of 1.25. By chance there would be up to 2 / sqrt(18) = 0.47 of it, and among 15 up to 0.52.
+    retrieval, other = [3, 2, 1], [20, 30, 10]
     expected = [0.8 * math.sqrt(1.5), 0.2 * math.sqrt(1.5), -math.sqrt(1.5)]
-    assert fuse_scores([3, 2, 1], [20, 30, 10]).tolist() == pytest.approx(expected, abs=1e-9)
-    assert fuse_scores([3, 2, 1], [10, 30, 20]).tolist() == fuse_scores([3, 2, 1], [0] * 3, weight=0).tolist()
+    assert fuse_scores(retrieval * 6, other * 6).tolist() == pytest.approx(expected * 6, abs=1e-9)
+    alone = fuse_scores(retrieval, other, weight=0).tolist()
+    assert fuse_scores(retrieval * 5, other * 5).tolist() == alone * 5
+    assert fuse_scores(retrieval * 6, [10, 30, 20] * 6).tolist() == alone * 6
     assert fuse_scores([3, 2, 1], [6, 4, 2]).tolist() == fuse_scores([3, 2, 1], [6, 4, 2], weight=0.5).tolist()
 
 
@@ -230,11 +233,22 @@ def test_the_best_passage_is_read_with_its_title(cross: CrossEncoder) -> None:
     text = "soup and bread. the small cat sees the dog."
     hit = Hit("d", 0.5, 1, 1, 0.5, title="home", text=text, start=16, end=43)
     expected = score_pairs(cross, [(QUERY, "home the small cat sees the dog.")], symmetric=False)
-    assert rerank(QUERY, [hit], cross)[0].rerank_score == pytest.approx(float(expected[0]), abs=1e-6)
+    found = rerank(QUERY, [hit], cross, unit="passage")[0].rerank_score
+    assert found == pytest.approx(float(expected[0]), abs=1e-6)
     whole = score_pairs(cross, [(QUERY, f"home {text}")], symmetric=False)
-    assert rerank(QUERY, make_hits([0.5], texts={"d": text}, title="home"), cross)[0].rerank_score == pytest.approx(
-        float(whole[0]), abs=1e-6
-    )
+    [found_whole] = rerank(QUERY, make_hits([0.5], texts={"d": text}, title="home"), cross, unit="passage")
+    assert found_whole.rerank_score == pytest.approx(float(whole[0]), abs=1e-6)
+
+
+def test_of_the_sentences_the_best_one_counts(cross: CrossEncoder) -> None:
+    read = ["the big cat sees the old dog.", "the small dog hears the cat.", "the old farmer sees the dog."]
+    text = f"the bread is on the table today. {read[0]} {read[1]} a bird sings in the garden. {read[2]}"
+    query = "the big cat hears the old dog"
+    hit = Hit("d", 0.5, 1, 1, 0.5, title="home", text=text)
+    expected = score_pairs(cross, [(query, sentence) for sentence in read], symmetric=False)
+    assert rerank(query, [hit], cross)[0].rerank_score == pytest.approx(float(expected.max()), abs=1e-6)
+    with pytest.raises(InputError, match="unit must be one of sentence, passage, found 'word'"):
+        rerank(query, [hit], cross, unit="word")
 
 
 def test_top_k_cuts_after_reranking(cross: CrossEncoder) -> None:
@@ -270,7 +284,7 @@ def test_all_pairs_are_scored_at_once(cross: CrossEncoder, monkeypatch: pytest.M
         return original(batch, **options)
 
     monkeypatch.setattr(cross, "predict", predict)
-    rerank_many([QUERY, "bread"], [make_hits(), make_hits()], cross)
+    rerank_many([QUERY, "bread"], [make_hits(), make_hits()], cross, unit="passage")
     assert batches == [10]
 
 

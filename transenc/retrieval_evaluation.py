@@ -47,6 +47,7 @@ def evaluate_retrieval(
     data: str | os.PathLike[str] | None = None,
     system: str = "bi",
     rerank: CrossEncoder | str | Path | None = None,
+    rerank_unit: str = "sentence",
     rerank_weight: float | None = None,
     candidates: int = 100,
     passages: bool = False,
@@ -64,6 +65,7 @@ def evaluate_retrieval(
         system: What retrieves: "bi" (cosine, exact), "bm25" (extra `hybrid`), or "hybrid" (both, by reciprocal rank
             fusion).
         rerank: A cross-encoder, or the folder or Hub id of one; None: no reranking.
+        rerank_unit: What it reads, "sentence" or "passage", see `rerank`.
         rerank_weight: Of the cross-encoder, 0 to 1, as for `SemanticSearch.search`; None: decided without labels.
         candidates: Documents a query that are reranked. With less than 100, what is found later counts as not found.
         passages: Split documents that are longer than the bi-encoder's window; False: read their beginning, which is
@@ -99,11 +101,20 @@ def evaluate_retrieval(
     reasons = {}
     for task, loaded in sets.items():
         if encoder is None:
-            found = _rank_by_words(loaded, cross, rerank_weight, candidates, batch_tokens, progress=progress)
+            found = _rank_by_words(
+                loaded, cross, rerank_unit, rerank_weight, candidates, batch_tokens, progress=progress
+            )
         else:
-            hybrid = system == "hybrid"
             found = _rank_by_index(
-                loaded, encoder, cross, rerank_weight, candidates, hybrid, batch_tokens, progress=progress
+                loaded,
+                encoder,
+                cross,
+                rerank_unit,
+                rerank_weight,
+                candidates,
+                system == "hybrid",
+                batch_tokens,
+                progress=progress,
             )
         figures = _measure(found, loaded)
         result[task] = {name: _times_100(figures[name]) for name in _FIGURES}
@@ -143,6 +154,7 @@ def _rank_by_index(
     loaded: RetrievalSet,
     encoder: PassageEncoder,
     cross: CrossEncoder | None,
+    unit: str,
     weight: float | None,
     candidates: int,
     hybrid: bool,
@@ -160,7 +172,7 @@ def _rank_by_index(
             lexical=hybrid,
             progress=progress,
         )
-        with SemanticSearch(store, encoder, cross, batch_tokens=batch_tokens) as engine:
+        with SemanticSearch(store, encoder, cross, rerank_unit=unit, batch_tokens=batch_tokens) as engine:
 
             def search(queries: list[str]) -> list[list[Hit]]:
                 top_k = _DEPTH if cross is None else min(_DEPTH, candidates)
@@ -174,6 +186,7 @@ def _rank_by_index(
 def _rank_by_words(
     loaded: RetrievalSet,
     cross: CrossEncoder | None,
+    unit: str,
     weight: float | None,
     candidates: int,
     batch_tokens: int | None,
@@ -189,7 +202,7 @@ def _rank_by_words(
         hits = [_make_hits(documents, positions, scores) for positions, scores in found]
         if cross is None:
             return hits
-        return rerank_many(queries, hits, cross, weight=weight, top_k=_DEPTH, batch_tokens=batch_tokens)
+        return rerank_many(queries, hits, cross, unit=unit, weight=weight, top_k=_DEPTH, batch_tokens=batch_tokens)
 
     return _rank(loaded.queries, search, progress=progress)
 

@@ -11,7 +11,7 @@ from transenc.cli.options import add_model_options, add_verb, format_number, loa
 from transenc.errors import InputError
 
 _TASKS = {"sts": STS_TASKS, "pairs": PAIR_TASKS, "retrieval": RETRIEVAL_TASKS}
-_RETRIEVAL_FLAGS = ("system", "rerank", "rerank_weight", "candidates", "passages", "split")
+_RETRIEVAL_FLAGS = ("system", "rerank", "rerank_unit", "rerank_weight", "candidates", "passages", "split")
 
 
 def add_evaluate(verbs: Any) -> None:
@@ -38,6 +38,7 @@ def add_evaluate(verbs: Any) -> None:
     group = verb.add_argument_group("--suite retrieval")
     group.add_argument("--system", choices=("bi", "bm25", "hybrid"), help="what retrieves (bi)")
     group.add_argument("--rerank", metavar="MODEL", help="cross-encoder: folder or Hub id")
+    group.add_argument("--rerank-unit", choices=("sentence", "passage"), help="as for search (sentence)")
     group.add_argument("--rerank-weight", type=float, metavar="W", help="as for search")
     group.add_argument("--candidates", type=int, help="documents reranked (100)")
     group.add_argument("--passages", action="store_true", default=None, help="split long documents; default: cut them")

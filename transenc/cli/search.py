@@ -55,6 +55,12 @@ def add_search(verbs: Any) -> None:
     verb.add_argument("path", metavar="INDEX", help="folder of an index")
     verb.add_argument("query", nargs="?", help="text; without it, one query per line of stdin")
     verb.add_argument("--rerank", metavar="MODEL", help="cross-encoder: folder or Hub id")
+    verb.add_argument(
+        "--rerank-unit",
+        choices=("sentence", "passage"),
+        default="sentence",
+        help="what the cross-encoder reads: default: sentence, for one distilled on sentence pairs",
+    )
     verb.add_argument("--top-k", type=int, default=10, help="hits shown (10)")
     verb.add_argument("--candidates", type=int, default=100, help="documents retrieved for reranking or hybrid (100)")
     verb.add_argument(
@@ -182,6 +188,7 @@ def _open_engine(arguments: argparse.Namespace) -> SemanticSearch:
         arguments.path,
         bi_encoder=arguments.model,
         cross_encoder=getattr(arguments, "rerank", None),
+        rerank_unit=getattr(arguments, "rerank_unit", "sentence"),
         precision=arguments.precision,
         device=arguments.device,
         batch_tokens=arguments.batch_tokens,

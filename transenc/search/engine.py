@@ -22,7 +22,7 @@ from transenc.model_folders import encoder_fingerprint, find_model_folder
 from transenc.search.faiss_store import FaissStore
 from transenc.search.lexical import fuse_ranks
 from transenc.search.passages import PassageEncoder
-from transenc.search.reranking import Hit, rerank_many
+from transenc.search.reranking import UNITS, Hit, rerank_many
 from transenc.search.store import Condition, Match, VectorStore, check_top_k, parse_condition
 
 _LOG = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class SemanticSearch:
         store: The documents and their vectors.
         encoder: The bi-encoder that made the vectors.
         cross_encoder: Reranks what the bi-encoder retrieved; None: no reranking.
+        rerank_unit: What the cross-encoder reads, "sentence" or "passage", see `rerank`.
         batch_tokens: As for `score_pairs`, for reranking.
 
     Example:
@@ -52,12 +53,15 @@ class SemanticSearch:
         encoder: PassageEncoder,
         cross_encoder: CrossEncoder | None = None,
         *,
+        rerank_unit: str = "sentence",
         batch_tokens: int | None = None,
     ) -> None:
+        if rerank_unit not in UNITS:
+            raise InputError(f"the rerank unit must be one of {', '.join(UNITS)}, found {rerank_unit!r}")
         if cross_encoder is not None and not isinstance(cross_encoder, CrossEncoder):
             raise TypeError(f"expected a CrossEncoder or None, found {type(cross_encoder).__name__}")
         self.store, self.encoder, self.cross_encoder = store, encoder, cross_encoder
-        self.batch_tokens = batch_tokens
+        self.rerank_unit, self.batch_tokens = rerank_unit, batch_tokens
 
     @classmethod
     def build(
@@ -67,6 +71,7 @@ class SemanticSearch:
         corpus: Any,
         bi_encoder: str | Path,
         cross_encoder: str | Path | None = None,
+        rerank_unit: str = "sentence",
         kind: str = "auto",
         passages: bool = True,
         lexical: bool = False,
@@ -88,6 +93,7 @@ class SemanticSearch:
             corpus: A file, Hub dataset or iterable, as for `read_corpus`.
             bi_encoder: Folder or Hub id of the encoder; queries are encoded by the same one.
             cross_encoder: Folder or Hub id of what reranks; it is not part of the index.
+            rerank_unit: What it reads, "sentence" or "passage", see `rerank`.
             kind: "exact", "hnsw", "ivfpq", or "auto": by the number of passages.
             passages: Split documents that are longer than the encoder's window; False: cut them, and count.
             lexical: Also index the words, for hybrid search (extra `hybrid`).
@@ -130,7 +136,7 @@ class SemanticSearch:
         encoder = PassageEncoder(model, fingerprint=fingerprint, split=passages, batch_tokens=batch_tokens)
         documents = read_corpus(corpus, skip_empty=skip_empty)
         store = FaissStore.build(path, documents, encoder, encoder=facts, kind=kind, lexical=lexical, progress=progress)
-        return cls(store, encoder, cross, batch_tokens=batch_tokens)
+        return cls(store, encoder, cross, rerank_unit=rerank_unit, batch_tokens=batch_tokens)
 
     @classmethod
     def open(
@@ -139,6 +145,7 @@ class SemanticSearch:
         *,
         bi_encoder: str | Path | None = None,
         cross_encoder: str | Path | None = None,
+        rerank_unit: str = "sentence",
         precision: str = "auto",
         device: str | None = None,
         batch_tokens: int | None = None,
@@ -150,6 +157,7 @@ class SemanticSearch:
             path: The folder of the index.
             bi_encoder: Where the encoder lies now; None: where it was when the index was built.
             cross_encoder: Folder or Hub id of what reranks.
+            rerank_unit: What it reads, "sentence" or "passage", see `rerank`.
             precision: Number type of the weights.
             device: Where to; None: the GPU if there is one.
             batch_tokens: As for `score_pairs`.
@@ -186,7 +194,7 @@ class SemanticSearch:
             trust_remote_code=trust_remote_code,
         )
         encoder = PassageEncoder(model, fingerprint=found, split=facts["passages"], batch_tokens=batch_tokens)
-        return cls(store, encoder, cross, batch_tokens=batch_tokens)
+        return cls(store, encoder, cross, rerank_unit=rerank_unit, batch_tokens=batch_tokens)
 
     def add(self, corpus: Any, *, upsert: bool = False, skip_empty: bool = False, progress: bool = False) -> None:
         """Add documents; the new content serves when all of them are in.
@@ -286,14 +294,7 @@ class SemanticSearch:
                 vectors = self.encoder.encode_queries(block)
                 hits = self.retrieve(block, vectors, wanted, where=conditions, hybrid=hybrid)
                 if self.cross_encoder is not None:
-                    hits = rerank_many(
-                        block,
-                        hits,
-                        self.cross_encoder,
-                        weight=rerank_weight,
-                        top_k=top_k,
-                        batch_tokens=self.batch_tokens,
-                    )
+                    hits = self.rerank(block, hits, weight=rerank_weight)
                 results += [found[:top_k] for found in hits]
                 bar.update(len(block))
         return results
@@ -339,6 +340,33 @@ class SemanticSearch:
             ]
             for matches in scored
         ]
+
+    def rerank(
+        self, queries: Sequence[str], hits: Sequence[Sequence[Hit]], *, weight: float | None = None
+    ) -> list[list[Hit]]:
+        """Rerank what was retrieved for several queries: the second step of `search_many`.
+
+        Args:
+            queries: Texts.
+            hits: For each query its hits.
+            weight: As `rerank_weight` of `search`.
+
+        Returns:
+            For each query all its hits, best first.
+
+        Raises:
+            InputError: There is no cross-encoder, or a weight out of range.
+        """
+        if self.cross_encoder is None:
+            raise InputError("this engine has no cross-encoder; open it with one")
+        return rerank_many(
+            queries,
+            hits,
+            self.cross_encoder,
+            unit=self.rerank_unit,
+            weight=weight,
+            batch_tokens=self.batch_tokens,
+        )
 
     def close(self) -> None:
         """Close the store."""

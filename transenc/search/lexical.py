@@ -57,7 +57,7 @@ class LexicalIndex:
         for position, text in enumerate(tqdm(texts, desc="BM25", unit="doc", disable=not progress)):
             if not isinstance(text, str):
                 raise TypeError(f"text {position} must be a string, found {type(text).__name__}")
-            rows.append(array("i", (vocabulary.setdefault(word, len(vocabulary)) for word in _split_words(text))))
+            rows.append(array("i", (vocabulary.setdefault(word, len(vocabulary)) for word in split_words(text))))
         bm25 = bm25s.BM25(method="lucene", k1=_K1, b=_B)
         bm25.vocab_dict, bm25.nonoccurrence_array = vocabulary, None
         if vocabulary:
@@ -131,7 +131,7 @@ class LexicalIndex:
         return results
 
     def _search(self, query: str, top_k: int, allowed: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-        words = self._bm25.get_tokens_ids(list(_split_words(query)))
+        words = self._bm25.get_tokens_ids(list(split_words(query)))
         if not words:
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
         scores = self._bm25.get_scores_from_ids(words)
@@ -178,7 +178,13 @@ def fuse_ranks(rankings: Sequence[Sequence[str]], *, constant: float = 60) -> li
     return sorted(fused.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _split_words(text: str) -> Iterator[str]:
+def split_words(text: str) -> Iterator[str]:
+    """Yield the lower-case words of a text: runs of letters, digits and underscores.
+
+    Example:
+        >>> list(split_words("It's E24."))
+        ['it', 's', 'e24']
+    """
     return (found.group() for found in _WORD.finditer(text.lower()))
 
 

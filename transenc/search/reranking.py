@@ -1,4 +1,8 @@
-"""Rerank what was retrieved with a cross-encoder, without losing what the retriever knew."""
+"""Rerank what was retrieved with a cross-encoder, without losing what the retriever knew.
+
+A cross-encoder that was distilled on sentence pairs cannot rank passages: over whole abstracts it is little better
+than chance, and over their sentences it is a good ranker (figures in docs/results.md). So it reads sentences.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,12 @@ from sentence_transformers import CrossEncoder
 from transenc.errors import InputError, StateError
 from transenc.scoring import score_pairs
 from transenc.search.passages import passage_text
+from transenc.search.sentences import choose_sentences, split_sentences
 from transenc.search.store import check_top_k
 
+UNITS = ("sentence", "passage")
+
+_SENTENCES = 3  # read of each candidate: as good on development queries as all of them, at a third of the work
 _GRID = np.linspace(0.0, 1.0, 11)
 _CUTOFF = 10  # of the nDCG that choose_weight looks at
 
@@ -58,19 +66,24 @@ def rerank(
     hits: Sequence[Hit],
     cross_encoder: CrossEncoder,
     *,
+    unit: str = "sentence",
     weight: float | None = None,
     top_k: int | None = None,
     batch_tokens: int | None = None,
 ) -> list[Hit]:
     """Order hits anew by the scores of retriever and cross-encoder together.
 
-    The cross-encoder reads the query and the best passage of each hit with its title (`passage_text`); the two
-    scores are fused by `fuse_scores`. To rerank for many queries at once, see `rerank_many`.
+    The cross-encoder reads the query with the title and best passage of each hit: with its sentences, and the
+    highest score counts, or with the whole. Of the sentences only three are read, those that share the most words
+    with the query (`choose_sentences`). The two scores are fused by `fuse_scores`. To rerank for many queries at
+    once, see `rerank_many`.
 
     Args:
         query: The query that the hits were retrieved for.
         hits: In any order; what counts is `retrieval_score`.
         cross_encoder: A cross-encoder with one output.
+        unit: "sentence", right for cross-encoders that were distilled on sentence pairs, or "passage", for those that
+            were trained to rank passages.
         weight: Of the cross-encoder, 0 (the order of the retriever) to 1 (its order alone); None: decided for
             the query, without labels, see `fuse_scores`.
         top_k: Hits to return, 1 or more; None: all.
@@ -81,13 +94,15 @@ def rerank(
 
     Raises:
         TypeError: Not hits, a query that is no string, or not a cross-encoder.
-        InputError: A weight outside [0, 1], or a `top_k` below 1.
+        InputError: A weight outside [0, 1], another unit, or a `top_k` below 1.
         StateError: A score is not finite.
 
     Example:
         >>> hits = rerank("mild winters", engine.search("mild winters"), cross)  # doctest: +SKIP
     """
-    return rerank_many([query], [hits], cross_encoder, weight=weight, top_k=top_k, batch_tokens=batch_tokens)[0]
+    return rerank_many(
+        [query], [hits], cross_encoder, unit=unit, weight=weight, top_k=top_k, batch_tokens=batch_tokens
+    )[0]
 
 
 def rerank_many(
@@ -95,6 +110,7 @@ def rerank_many(
     hits: Sequence[Sequence[Hit]],
     cross_encoder: CrossEncoder,
     *,
+    unit: str = "sentence",
     weight: float | None = None,
     top_k: int | None = None,
     batch_tokens: int | None = None,
@@ -106,6 +122,7 @@ def rerank_many(
         queries: q strings.
         hits: For each query its hits.
         cross_encoder: A cross-encoder with one output.
+        unit: As for `rerank`.
         weight: As for `rerank`.
         top_k: As for `rerank`, for each query.
         batch_tokens: As for `score_pairs`.
@@ -128,17 +145,48 @@ def rerank_many(
     _check_weight(weight)
     _check_hits(queries, hits)
     count = None if top_k is None else check_top_k(top_k)
-    pairs = [
-        (query, passage_text(hit, hit.start, hit.end))
-        for query, found in zip(queries, hits, strict=True)
-        for hit in found
-    ]
+    texts = [list_readings(query, found, unit=unit) for query, found in zip(queries, hits, strict=True)]
+    pairs = [(query, text) for query, read in zip(queries, texts, strict=True) for part in read for text in part]
     scores = score_pairs(cross_encoder, pairs, symmetric=False, batch_tokens=batch_tokens, progress=progress)
     results, start = [], 0
-    for found in hits:
-        results.append(_order(found, scores[start : start + len(found)], weight)[:count])
-        start += len(found)
+    for found, read in zip(hits, texts, strict=True):
+        best = []
+        for part in read:
+            best.append(float(scores[start : start + len(part)].max()))
+            start += len(part)
+        results.append(_order(found, np.array(best), weight)[:count])
     return results
+
+
+def list_readings(query: str, hits: Sequence[Hit], *, unit: str = "sentence") -> list[list[str]]:
+    """Return what a cross-encoder reads of each hit of a query; the highest of its scores is the hit's.
+
+    Args:
+        query: The query that the hits were retrieved for.
+        hits: Its hits.
+        unit: As for `rerank`.
+
+    Returns:
+        For each hit one text or more.
+
+    Raises:
+        InputError: Another unit.
+
+    Example:
+        >>> hits = [Hit("d1", 0.9, 1, 1, 0.9, title="Winters in Porto", text="It is mild. It rains a lot in January.")]
+        >>> list_readings("rain in January", hits)
+        [['It is mild. It rains a lot in January.', 'Winters in Porto']]
+    """
+    if unit not in UNITS:
+        raise InputError(f"the rerank unit must be one of {', '.join(UNITS)}, found {unit!r}")
+    if unit == "passage":
+        return [[passage_text(hit, hit.start, hit.end)] for hit in hits]
+    sentences = []
+    for hit in hits:
+        text = hit.text if hit.start < 0 or hit.end < 0 else hit.text[hit.start : hit.end]
+        sentences.append([*split_sentences(hit.title), *split_sentences(text)])
+    chosen = choose_sentences(query, sentences, count=_SENTENCES)
+    return [part or [passage_text(hit, hit.start, hit.end)] for hit, part in zip(hits, chosen, strict=True)]
 
 
 def fuse_scores(
@@ -147,9 +195,10 @@ def fuse_scores(
     """Fuse the two scores of a query's candidates.
 
     Both are standardised over the candidates (mean 0, standard deviation 1; all equal: 0) and averaged with the
-    weight. A cross-encoder may know nothing of passages, so without a weight it is believed as far as it agrees with
-    the retriever: fused = z(retrieval) + r^2 z(rerank), where r is the correlation of the two (0 when negative), that
-    is a weight of r^2 / (1 + r^2), from 0 to one half. `choose_weight` finds a better one from labelled queries.
+    weight. A cross-encoder may know little of the task, so without a weight it is believed half as far as it agrees
+    with the retriever: fused = z(retrieval) + r / 2 z(rerank), where r is the correlation of the two, that is a weight
+    of r / (2 + r), at most a third. An r that chance would give (up to 2 / sqrt(n), so any for 4 candidates or fewer)
+    counts as 0. `choose_weight` finds a weight from labelled queries.
 
     Args:
         retrieval: The retriever's scores of one query's candidates, shape [n], any scale.
@@ -166,7 +215,7 @@ def fuse_scores(
     Example:
         >>> fuse_scores([0.9, 0.5], [0.1, 0.3], weight=0.25).tolist()
         [0.5, -0.5]
-        >>> fuse_scores([0.9, 0.5], [0.1, 0.3]).tolist()  # the two disagree
+        >>> fuse_scores([0.9, 0.5], [0.1, 0.3]).tolist()  # two candidates tell nothing
         [1.0, -1.0]
     """
     _check_weight(weight)
@@ -175,8 +224,8 @@ def fuse_scores(
         raise InputError(f"expected as many rerank scores as retrieval scores ({one.size}), found {other.size}")
     left, right = _standardize(one), _standardize(other)
     if weight is None:
-        shared = max(0.0, float((left * right).mean())) ** 2 if one.size else 0.0
-        weight = shared / (1.0 + shared)
+        agreement = float((left * right).mean()) if one.size else 0.0
+        weight = agreement / (2.0 + agreement) if agreement > 2.0 / np.sqrt(one.size or 1) else 0.0
     # rounded, so that what ties on paper ties here
     return np.round((1.0 - weight) * left + weight * right, 9)
 
