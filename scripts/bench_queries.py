@@ -4,7 +4,8 @@
 
 The plain script encodes the corpus once, and per query calls `SentenceTransformer.encode`, `semantic_search` for 100
 candidates, and with reranking `CrossEncoder.rank` on their texts. Both sides answer the same query in turn, in one
-process, and the ratio is taken query by query. Documents are cut at the encoder's window on both sides.
+process, and the ratio is taken query by query. Documents are cut at the encoder's window on both sides. Reranking is
+measured twice: by whole documents, the same work on both sides, and by sentences, what transenc does by itself.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from bundled import bundled_model
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.util import semantic_search
 
-from transenc.benchmarks import load_retrieval
 from transenc.durable import write_json
 from transenc.encoders import resolve_precision
+from transenc.retrieval_sets import load_retrieval
 from transenc.search.engine import SemanticSearch
+from transenc.search.reranking import UNITS
 
 CANDIDATES = 100
 
@@ -64,7 +66,9 @@ def main() -> int:
             figures["retrieve"] = compare(ask, ask_plain, queries[: arguments.queries])
             if cross is not None:
                 engine.cross_encoder = cross
-                figures["rerank"] = compare(ask, ask_plain, queries[: arguments.reranked])
+                for unit in UNITS:
+                    engine.rerank_unit = unit
+                    figures[f"rerank {unit}s"] = compare(ask, ask_plain, queries[: arguments.reranked])
     threads = torch.get_num_threads()
     precision = resolve_precision("auto")
     print(f"{arguments.task}: {len(texts)} documents, {threads} threads, weights in {precision}; milliseconds")

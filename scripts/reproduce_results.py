@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from bundled import bundled_model
+from search_results import describe_search
 
 from transenc.benchmarks import STS_TASKS, load_benchmark
 from transenc.durable import read_json, read_records, sha256_file, write_file, write_json
@@ -166,7 +167,7 @@ def write_page() -> None:
     """Write docs/results.md and docs/results/average.svg from docs/results/*.json."""
     order = [arm.name for arm in ARMS]
     results = sorted(
-        (json.loads(path.read_text(encoding="utf-8")) for path in (DOCS / "results").glob("*.json")),
+        (json.loads(path.read_text(encoding="utf-8")) for path in (DOCS / "results").glob("*-seed*.json")),
         key=lambda result: (order.index(result["arm"]), result["seed"]),
     )
     if not results:
@@ -180,6 +181,7 @@ def write_page() -> None:
     notes = DOCS / "results" / "notes.md"
     if notes.exists():
         parts.append(notes.read_text(encoding="utf-8").rstrip())
+    parts += describe_search(DOCS / "results")
     write_file(DOCS / "results.md", "\n\n".join(parts) + "\n")
 
 

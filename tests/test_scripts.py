@@ -16,7 +16,7 @@ def script_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
-def test_the_demo_distils_evaluates_and_verifies(
+def test_the_demo_distils_evaluates_verifies_and_searches(
     capsys: pytest.CaptureFixture[str], tiny_bi: Path, tmp_path: Path
 ) -> None:
     import demo
@@ -28,7 +28,12 @@ def test_the_demo_distils_evaluates_and_verifies(
         "evaluate",
         "evaluate",
         "verify",
+        "index",
+        "search",
+        "search",
+        "search",
     ]
+    assert out.count("  1  ") == 3  # each search has a first hit
     assert "all digests fit" in out and ("it helped:" in out or "it did not help:" in out)
     assert (tmp_path / "run" / "best" / "bi-encoder" / "modules.json").is_file()
 
@@ -79,3 +84,31 @@ def test_the_published_page_is_made_from_the_published_json() -> None:
     reproduce_results.write_page()
     assert page.read_text(encoding="utf-8") == before
     assert "reproduce_results" in sys.modules
+
+
+def test_the_search_section_says_what_the_json_says(tmp_path: Path) -> None:
+    from search_results import describe_search
+
+    assert describe_search(tmp_path) == []
+    figures = {"ndcg@10": 64.5, "recall@100": 92.5, "mrr@10": 60.0, "map": 59.0}
+    weights = {"0.0": 64.5, "1.0": 50.0}
+    rows = {"bi": figures, "bi fused": {**figures, "ndcg@10": 65.25}, "bi by weight": weights}
+    quality = {"split": "test", "depth": 50, "passages": False, "unit": "sentence", "scifact": rows}
+    kind = {"recall@10": 0.995, "p50_ms": 0.5, "p95_ms": 1.0, "times_faster_than_exact": 12.0,
+            "build_seconds": 60.0, "index_bytes": 65_000_000, "peak_mib": 400,
+            "peak_without_mapped_files_mib": 300}  # fmt: skip
+    scale = {
+        "threads": 2,
+        "command": ["--real", "1000"],
+        "real": {"vectors": 1000, "real": 1000, "kinds": {"hnsw": kind}},
+    }
+    latency = {"task": "scifact", "documents": 5183, "threads": 2, "precision": "bfloat16",
+               "retrieve": {"ours": {"p50": 10.0, "p95": 20.0}, "plain": {"p50": 15.0, "p95": 30.0}, "ratio": 0.5,
+                            "same_first_hit": 1.0, "queries": 7}}  # fmt: skip
+    for name, content in (("quality", quality), ("scale", scale), ("latency", latency)):
+        tmp_path.joinpath(f"search-{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    text = "\n\n".join(describe_search(tmp_path))
+    assert "| bi-encoder, fused with the cross-encoder | 65.25 | 92.50 | 60.00 | 59.00 |" in text
+    assert "| bi-encoder | 64.5 | 50.0 |" in text
+    assert "| hnsw | 0.9950 | 0.50 | 1.00 | 12.0 | 60 | 65.0 | 400 (300) |" in text
+    assert "| retrieve | 7 | 10 | 20 | 15 | 30 | 2.00 |" in text

@@ -1,0 +1,128 @@
+"""The search section of docs/results.md, made from docs/results/search-*.json alone.
+
+python scripts/bench_search.py --json docs/results/search-scale.json
+python scripts/bench_retrieval.py --rerank CROSS --json docs/results/search-quality.json
+python scripts/bench_queries.py --rerank CROSS --json docs/results/search-latency.json
+python scripts/bench_server.py --rerank CROSS --json docs/results/search-server.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SYSTEMS = {"bi": "bi-encoder", "bm25": "BM25", "hybrid": "both, by reciprocal rank"}
+ORDERS = {"": "", " fused": ", fused with the cross-encoder", " reranked": ", the cross-encoder's order alone"}
+
+
+def describe_search(folder: Path) -> list[str]:
+    """The parts of the section for which there are figures, in order."""
+    parts: list[tuple[str, Callable[[Any], str]]] = [
+        ("quality", describe_quality),
+        ("scale", describe_scale),
+        ("latency", describe_latency),
+        ("server", describe_server),
+    ]
+    found = [(folder / f"search-{name}.json", describe) for name, describe in parts]
+    texts = [describe(json.loads(path.read_text(encoding="utf-8"))) for path, describe in found if path.exists()]
+    return ["# Search", *texts] if texts else []
+
+
+def describe_quality(result: Mapping[str, Any]) -> str:
+    """nDCG@10 and the others for each system and order."""
+    tables = []
+    for task, rows in result.items():
+        if not isinstance(rows, Mapping):
+            continue
+        names = list(next(iter(rows.values())))
+        lines = [
+            [SYSTEMS[system] + text, *(f"{rows[system + order][name]:.2f}" for name in names)]
+            for system in SYSTEMS
+            for order, text in ORDERS.items()
+            if system + order in rows
+        ]
+        tables.append(f"**{task}**\n\n" + format_table([task, *names], lines))
+        weights = {system: rows[f"{system} by weight"] for system in SYSTEMS if f"{system} by weight" in rows}
+        if weights:
+            grid = list(next(iter(weights.values())))
+            lines = [[SYSTEMS[system], *(f"{found[w]:.1f}" for w in grid)] for system, found in weights.items()]
+            tables.append(f"nDCG@10 by the weight of the cross-encoder:\n\n{format_table(['weight', *grid], lines)}")
+    split = "splits long documents" if result["passages"] else "cuts documents at the bi-encoder's window of 256 tokens"
+    return (
+        "## Retrieval and reranking\n\n    python scripts/bench_retrieval.py --rerank CROSS --json FILE\n\n"
+        f"nDCG@10, recall@100, MRR@10, MAP x 100; the {result['split']} split; {split}; the first {result['depth']} "
+        f"documents are reranked by their {result['unit']}s.\n\n" + "\n\n".join(tables)
+    )
+
+
+def describe_scale(result: Mapping[str, Any]) -> str:
+    """Kinds of index at two sizes."""
+    texts = []
+    for name in ("real", "scale"):
+        if name not in result:
+            continue
+        part = result[name]
+        rows = [
+            [
+                kind,
+                f"{found['recall@10']:.4f}",
+                f"{found['p50_ms']:.2f}",
+                f"{found['p95_ms']:.2f}",
+                f"{found.get('times_faster_than_exact', 1.0):.1f}",
+                f"{found['build_seconds']:.0f}",
+                f"{found['index_bytes'] / 1e6:.1f}",
+                f"{found['peak_mib']} ({found['peak_without_mapped_files_mib']})",
+            ]
+            for kind, found in part["kinds"].items()
+        ]
+        copies = ""
+        if part["vectors"] > part["real"]:
+            copies = (
+                f" ({part['real']:,} distinct sentences, and copies at mean cosine {part['mean_cosine_of_copies']})"
+            )
+        names = ["kind", "recall@10", "p50 ms", "p95 ms", "x faster", "build s", "index.faiss MB", "peak MiB"]
+        texts.append(f"**{part['vectors']:,} vectors{copies}**\n\n{format_table(names, rows)}")
+    words = " ".join(result["command"]) if isinstance(result["command"], list) else result["command"]
+    return (
+        f"## Kinds of index\n\n    python scripts/bench_search.py {words}\n\nSingle queries, {result['threads']} threads; "
+        "peak memory of building, in brackets without the pages of the mapped vectors.\n\n" + "\n\n".join(texts)
+    )
+
+
+def describe_latency(result: Mapping[str, Any]) -> str:
+    """Single queries against a plain script."""
+    rows = [
+        [
+            label,
+            str(result[step]["queries"]),
+            *(f"{result[step][side][p]:.0f}" for side in ("ours", "plain") for p in ("p50", "p95")),
+            f"{1 / result[step]['ratio']:.2f}",
+        ]
+        for step, label in STEPS.items()
+        if step in result
+    ]
+    names = ["query", "n", "transenc p50 ms", "p95 ms", "plain p50 ms", "p95 ms", "x faster"]
+    return (
+        "## Single queries\n\n    python scripts/bench_queries.py --rerank CROSS --json FILE\n\n"
+        f"{result['task']}, {result['documents']:,} documents, {result['threads']} threads, {result['precision']} "
+        f"weights (plain: as the model's file has them).\n\n{format_table(names, rows)}"
+    )
+
+
+STEPS = {
+    "retrieve": "retrieve",
+    "rerank passages": "retrieve, rerank 100 whole documents (the same work)",
+    "rerank sentences": "retrieve, rerank 100 by sentences (the default)",
+}
+
+
+def describe_server(result: Mapping[str, Any]) -> str:
+    """Requests under load."""
+    return "## The server\n\n    python scripts/bench_server.py --rerank CROSS --json FILE\n\n" + json.dumps(result)
+
+
+def format_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (names, ["---"] * len(names), *rows))
