@@ -73,7 +73,7 @@ def describe_scale(result: Mapping[str, Any]) -> str:
                 f"{found.get('times_faster_than_exact', 1.0):.1f}",
                 f"{found['build_seconds']:.0f}",
                 f"{found['index_bytes'] / 1e6:.1f}",
-                f"{found['peak_mib']} ({found['peak_without_mapped_files_mib']})",
+                f"{found['build_peak_mib']} ({found['build_peak_without_mapped_files_mib']})",
             ]
             for kind, found in part["kinds"].items()
         ]
@@ -85,9 +85,11 @@ def describe_scale(result: Mapping[str, Any]) -> str:
         names = ["kind", "recall@10", "p50 ms", "p95 ms", "x faster", "build s", "index.faiss MB", "peak MiB"]
         texts.append(f"**{part['vectors']:,} vectors{copies}**\n\n{format_table(names, rows)}")
     words = " ".join(result["command"]) if isinstance(result["command"], list) else result["command"]
+    machine = result["machine"]
     return (
-        f"## Kinds of index\n\n    python scripts/bench_search.py {words}\n\nSingle queries, {result['threads']} threads; "
-        "peak memory of building, in brackets without the pages of the mapped vectors.\n\n" + "\n\n".join(texts)
+        f"## Kinds of index\n\n    python scripts/bench_search.py {words}\n\n"
+        f"Single queries, {machine['threads']} threads of {machine['cpu']}, faiss {machine['faiss']}; peak memory of building, in brackets without the pages of the mapped vectors.\n\n"
+        + "\n\n".join(texts)
     )
 
 
