@@ -88,8 +88,8 @@ def describe_scale(result: Mapping[str, Any]) -> str:
     machine = result["machine"]
     return (
         f"## Kinds of index\n\n    python scripts/bench_search.py {words}\n\n"
-        f"Single queries, {machine['threads']} threads of {machine['cpu']}, faiss {machine['faiss']}; peak memory of building, in brackets without the pages of the mapped vectors.\n\n"
-        + "\n\n".join(texts)
+        f"Single queries, {machine['threads']} threads of {machine['cpu']}, faiss {machine['faiss']}; peak memory of "
+        "building, in brackets without the pages of the mapped vectors.\n\n" + "\n\n".join(texts)
     )
 
 

@@ -95,10 +95,10 @@ def test_the_search_section_says_what_the_json_says(tmp_path: Path) -> None:
     rows = {"bi": figures, "bi fused": {**figures, "ndcg@10": 65.25}, "bi by weight": weights}
     quality = {"split": "test", "depth": 50, "passages": False, "unit": "sentence", "scifact": rows}
     kind = {"recall@10": 0.995, "p50_ms": 0.5, "p95_ms": 1.0, "times_faster_than_exact": 12.0,
-            "build_seconds": 60.0, "index_bytes": 65_000_000, "peak_mib": 400,
-            "peak_without_mapped_files_mib": 300}  # fmt: skip
+            "build_seconds": 60.0, "index_bytes": 65_000_000, "build_peak_mib": 400,
+            "build_peak_without_mapped_files_mib": 300}  # fmt: skip
     scale = {
-        "threads": 2,
+        "machine": {"threads": 2, "cpu": "a processor", "faiss": "1"},
         "command": ["--real", "1000"],
         "real": {"vectors": 1000, "real": 1000, "kinds": {"hnsw": kind}},
     }

@@ -52,7 +52,7 @@ def add_index(verbs: Any) -> None:
 def add_search(verbs: Any) -> None:
     """Add the command `search` to the parser's verbs."""
     verb = add_verb(verbs, "search", "find the documents that answer a query", _search)
-    verb.add_argument("path", metavar="INDEX", help="folder of an index")
+    verb.add_argument("path", metavar="INDEX", help="folder of an index, or milvus://host:port/name")
     verb.add_argument("query", nargs="?", help="text; without it, one query per line of stdin")
     verb.add_argument("--rerank", metavar="MODEL", help="cross-encoder: folder or Hub id")
     verb.add_argument(
@@ -84,6 +84,7 @@ def verify_index(arguments: argparse.Namespace) -> str:
     """Check the index at `arguments.path`, and say what was checked."""
     from transenc.search.faiss_store import verify_index
 
+    _check_folder(arguments)
     facts = verify_index(arguments.path)
     if arguments.json:
         return to_json(facts)
@@ -95,7 +96,7 @@ def verify_index(arguments: argparse.Namespace) -> str:
 
 def _add_action(actions: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
     action = add_verb(actions, name, text, run)
-    action.add_argument("path", metavar="INDEX", help="folder of the index")
+    action.add_argument("path", metavar="INDEX", help="folder of the index, or milvus://host:port/name")
     return action
 
 
@@ -135,9 +136,9 @@ def _add(arguments: argparse.Namespace) -> str:
 
 
 def _delete(arguments: argparse.Namespace) -> str:
-    from transenc.search.faiss_store import FaissStore
+    from transenc.search.stores import open_store
 
-    with FaissStore.open(arguments.path) as store:
+    with open_store(arguments.path) as store:
         store.delete(arguments.id)
     return _info(arguments)
 
@@ -145,21 +146,29 @@ def _delete(arguments: argparse.Namespace) -> str:
 def _compact(arguments: argparse.Namespace) -> str:
     from transenc.search.faiss_store import FaissStore
 
+    _check_folder(arguments)
     with FaissStore.open(arguments.path) as store:
         store.compact()
     return _info(arguments)
 
 
 def _info(arguments: argparse.Namespace) -> str:
-    from transenc.search.faiss_store import FaissStore
+    from transenc.search.stores import open_store
 
-    with FaissStore.open(arguments.path) as store:
+    with open_store(arguments.path) as store:
         facts = store.info()
     if arguments.json:
         return to_json(facts)
     encoder = facts.pop("encoder")
     rows = {**facts, "encoder": encoder["name"], "passages split": encoder["passages"]}
     return "\n".join(f"{name:<16} {_show_fact(value)}" for name, value in rows.items())
+
+
+def _check_folder(arguments: argparse.Namespace) -> None:
+    from transenc.search.stores import is_folder
+
+    if not is_folder(arguments.path):
+        raise InputError(f"{arguments.path}: Milvus does this itself; the command is for an index in a folder")
 
 
 def _search(arguments: argparse.Namespace) -> Iterator[str]:

@@ -127,7 +127,7 @@ class DocumentTable:
                 self.remove(found)
                 replaced.append(found[0])
             row = (number, document.id, document.title, document.text, metadata)
-            fields = [(number, key, value) for key, value in _list_fields(document)]
+            fields = [(number, key, value) for key, value in list_fields(document)]
             with _explain(self._path), _explain_text(place):
                 self._connection.execute("INSERT INTO documents VALUES (?, ?, ?, ?, ?)", row)
                 self._connection.executemany("INSERT INTO fields VALUES (?, ?, ?)", fields)
@@ -182,7 +182,7 @@ class DocumentTable:
         numbers = []
         for value in ids:
             # an id with a lone surrogate cannot be bound, and cannot be here
-            found = self._fetch("SELECT doc FROM documents WHERE id = ?", value) if _is_text(value) else []
+            found = self._fetch("SELECT doc FROM documents WHERE id = ?", value) if is_text(value) else []
             if not found:
                 raise InputError(f"no document has the id {show(value)}; name one that is in the index")
             numbers.append(found[0][0])
@@ -219,10 +219,10 @@ class DocumentTable:
 
     def _select_one(self, condition: Condition) -> np.ndarray:
         key, operator, value = condition.key, condition.operator, condition.value
-        if not _is_text(key) or not self._fetch("SELECT 1 FROM fields WHERE key = ? LIMIT 1", key):
+        if not is_text(key) or not self._fetch("SELECT 1 FROM fields WHERE key = ? LIMIT 1", key):
             known = [row[0] for row in self._fetch("SELECT DISTINCT key FROM fields ORDER BY key")]
             raise InputError(f"where: no document has {show(key)} in its metadata; there are: {show_names(known)}")
-        number = _parse_number(value)
+        number = parse_number(value)
         # every text is at least '', and in SQLite every number is less than that
         has_text = bool(self._fetch("SELECT 1 FROM fields WHERE key = ? AND value >= '' LIMIT 1", key))
         if number is None and not has_text:
@@ -233,7 +233,7 @@ class DocumentTable:
             rows += self._fetch(query, key, number)
         elif operator == "!=":
             rows += self._fetch("SELECT doc FROM fields WHERE key = ? AND value < ''", key)
-        if has_text and _is_text(value):
+        if has_text and is_text(value):
             query = f"SELECT doc FROM fields WHERE key = ? AND value >= '' AND value {operator} ?"
             rows += self._fetch(query, key, value)
         return np.sort(np.fromiter((row[0] for row in rows), dtype=np.int64, count=len(rows)))
@@ -266,7 +266,8 @@ def _dump_metadata(document: Document, place: str) -> str:
         raise InputError(f"{place}: metadata must be JSON ({error}); leave it out or write it as text") from error
 
 
-def _list_fields(document: Document) -> Iterator[tuple[str, Any]]:
+def list_fields(document: Document) -> Iterator[tuple[str, Any]]:
+    """Yield the metadata that conditions compare: numbers, texts, and true and false as texts."""
     for key, value in document.metadata.items():
         if isinstance(value, bool):
             yield key, "true" if value else "false"
@@ -276,7 +277,8 @@ def _list_fields(document: Document) -> Iterator[tuple[str, Any]]:
             yield key, value
 
 
-def _parse_number(value: str) -> int | float | None:
+def parse_number(value: str) -> int | float | None:
+    """Return the number that a condition's value is, or None."""
     if not _NUMBER.fullmatch(value):
         return None
     wide = float(value)
@@ -296,7 +298,8 @@ def _make_document(row: Sequence[Any]) -> Document:
     return Document(row[0], row[1], row[2], json.loads(row[3]))
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
+    """Say whether UTF-8 has all of a text: a lone surrogate cannot be stored, nor be there."""
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:

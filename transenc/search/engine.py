@@ -19,11 +19,11 @@ from transenc.corpus import Document, read_corpus
 from transenc.encoders import load_bi_encoder, load_cross_encoder, resolve_precision
 from transenc.errors import InputError, StateError
 from transenc.model_folders import encoder_fingerprint, find_model_folder
-from transenc.search.faiss_store import FaissStore
 from transenc.search.lexical import fuse_ranks
 from transenc.search.passages import PassageEncoder
 from transenc.search.reranking import UNITS, Hit, rerank_many
 from transenc.search.store import Condition, Match, VectorStore, check_top_k, parse_condition
+from transenc.search.stores import build_store, open_store
 
 _LOG = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class SemanticSearch:
         Killed and started again, it goes on where it was; until it is done the old content serves.
 
         Args:
-            path: The folder of the index.
+            path: The folder of the index, or an address as for `open_store` (Milvus).
             corpus: A file, Hub dataset or iterable, as for `read_corpus`.
             bi_encoder: Folder or Hub id of the encoder; queries are encoded by the same one.
             cross_encoder: Folder or Hub id of what reranks; it is not part of the index.
@@ -135,7 +135,7 @@ class SemanticSearch:
         }
         encoder = PassageEncoder(model, fingerprint=fingerprint, split=passages, batch_tokens=batch_tokens)
         documents = read_corpus(corpus, skip_empty=skip_empty)
-        store = FaissStore.build(path, documents, encoder, encoder=facts, kind=kind, lexical=lexical, progress=progress)
+        store = build_store(path, documents, encoder, encoder=facts, kind=kind, lexical=lexical, progress=progress)
         return cls(store, encoder, cross, rerank_unit=rerank_unit, batch_tokens=batch_tokens)
 
     @classmethod
@@ -154,7 +154,7 @@ class SemanticSearch:
         """Open an index, every file of it verified, with the encoder that built it.
 
         Args:
-            path: The folder of the index.
+            path: The folder or address of the index.
             bi_encoder: Where the encoder lies now; None: where it was when the index was built.
             cross_encoder: Folder or Hub id of what reranks.
             rerank_unit: What it reads, "sentence" or "passage", see `rerank`.
@@ -170,7 +170,7 @@ class SemanticSearch:
             InputError: No index at `path`, or an unusable model.
             StateError: A damaged index, or another encoder than the one that built it.
         """
-        store = FaissStore.open(path)
+        store = open_store(path)
         facts: Mapping[str, Any] = store.facts["encoder"]
         name, pooling, length = bi_encoder or facts["name"], facts["pooling"], facts["max_length"]
         try:
