@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from transenc.errors import InputError, StateError
+from transenc.search import vector_index
 from transenc.search.vector_index import KINDS, VectorIndex, choose_kind, measure_recall
 
 APPROXIMATE = ("hnsw", "ivfpq")
@@ -251,6 +253,32 @@ def test_a_grown_index_finds_old_and_new_rows(kind: str, before: int, vectors: n
     assert len(index.search(queries[:1], 5000)[0][0]) == 3000
 
 
+@pytest.mark.parametrize("kind", APPROXIMATE)
+def test_new_rows_join_an_opened_index_that_was_trained_well(
+    kind: str, vectors: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vector_index, "_WELL_TRAINED_FROM", 1000)
+    VectorIndex.build(vectors[:2000], kind).write(tmp_path / "index.faiss")
+    index = VectorIndex.open(tmp_path / "index.faiss", vectors[:2000], kind)
+    opened = index._proposer
+    index.extend(vectors)
+    assert index._proposer is opened and opened.ntotal == 3000
+    assert measure_recall(index) >= 0.97  # type: ignore[operator]
+    index.write(tmp_path / "grown.faiss")
+    VectorIndex.open(tmp_path / "grown.faiss", vectors, kind)
+
+
+def test_codes_are_trained_again_when_there_are_far_too_few_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vector_index, "_WELL_TRAINED_FROM", 1000)
+    vectors = make_vectors(20_000, 8)
+    index = VectorIndex.build(vectors[:1000], "ivfpq")
+    assert index._proposer.nlist == 32  # a power of two near the root of 1000, with 25 rows or more to a cell
+    index.extend(vectors[:4000])
+    assert (index._proposer.nlist, index._proposer.ntotal) == (32, 4000)
+    index.extend(vectors)
+    assert (index._proposer.nlist, index._proposer.ntotal) == (128, 20_000)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_cannot_follow_is_refused_and_changes_nothing(kind: str, vectors: np.ndarray, queries: np.ndarray) -> None:
     index = VectorIndex.build(vectors[:400], kind)
@@ -311,7 +339,7 @@ def test_recall_needs_more_rows_than_neighbours(count: int) -> None:
 
 @pytest.mark.parametrize(
     ("count", "kind"),
-    [(0, "exact"), (49_999, "exact"), (50_000, "hnsw"), (999_999, "hnsw"), (1_000_000, "ivfpq")],
+    [(0, "exact"), (49_999, "exact"), (50_000, "hnsw"), (299_999, "hnsw"), (300_000, "ivfpq")],
 )
 def test_the_kind_follows_from_the_count(count: int, kind: str) -> None:
     assert choose_kind(count) == kind
@@ -339,6 +367,7 @@ GOOD = np.eye(4, dtype=np.float32)
         (lambda: search(GOOD[0]), InputError, r"shape \[q, 4\], found \(4,\)"),
         (lambda: search(GOOD[:, :3]), InputError, r"shape \[q, 4\], found \(4, 3\)"),
         (lambda: search(np.array([[0, 0, 0, 1], [0, np.nan, 0, 0]], np.float32)), InputError, "query 1 holds NaN"),
+        (lambda: search(np.full((1, 4), 3e38, np.float32)), InputError, "query 0 holds .* too large"),
         (lambda: search(GOOD, 0), InputError, "top_k must be 1 or more, found 0"),
         (lambda: search(GOOD, -1), InputError, "found -1"),
         (lambda: search(GOOD, 1.5), TypeError, "whole number, found 1.5"),
@@ -364,3 +393,39 @@ def test_zero_and_fortran_ordered_queries_are_answered() -> None:
     assert (rows.tolist(), scores.tolist()) == ([0, 1, 2], [0, 0, 0])
     queries = np.asfortranarray(np.array([[0, 1, 0, 0], [0, 0, 1, 0]], dtype=np.float32))
     assert [int(rows[0]) for rows, _ in index.search(queries, 1)] == [1, 2]
+
+
+# ---- the figures
+
+
+def test_copies_have_the_cosine_that_the_figures_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    import bench_search
+
+    source = 1.003 * make_vectors(300, 384)
+    cosine = bench_search.write_copies(tmp_path / "scale.npy", source, np.arange(100, 300), 1000)
+    written = np.load(tmp_path / "scale.npy")
+    assert written.shape == (1000, 384)
+    assert written[:200] == pytest.approx(unit(source[100:]), abs=1e-6)
+    assert np.linalg.norm(written, axis=1) == pytest.approx(np.ones(1000), abs=1e-6)
+    assert cosine == pytest.approx(0.8, abs=0.005)
+    assert (written[200:] @ written[:200].T).max(axis=1).mean() == pytest.approx(cosine, abs=0.01)
+
+
+@pytest.mark.slow
+def test_the_bench_writes_its_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    import bench_search
+
+    np.save(tmp_path / "sentences.npy", make_vectors(1100))
+    sizes = ["--real", "1000", "--scale", "1500", "--queries", "100", "--timed", "20"]
+    files = ["--embeddings", str(tmp_path / "sentences.npy"), "--json", str(tmp_path / "out.json")]
+    monkeypatch.setattr("sys.argv", ["bench_search.py", *files, *sizes])
+    assert bench_search.main() == 0
+    figures = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert (figures["sentences"], figures["real"]["vectors"], figures["scale"]["vectors"]) == (1100, 1000, 1500)
+    assert list(figures["real"]["kinds"]) == ["exact", "hnsw", "ivfpq"]
+    for kind in figures["real"]["kinds"].values():
+        assert kind["recall@10"] > 0.9 and kind["p50_ms"] > 0 and kind["build_peak_mib"] > 10
+    assert figures["real"]["kinds"]["exact"]["recall@10"] == 1.0
+    assert str(tmp_path) not in json.dumps(figures)

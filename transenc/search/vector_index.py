@@ -6,6 +6,7 @@ vectors, taken in float64, scores and orders them. A score depends on nothing bu
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,16 +23,23 @@ else:
 
 KINDS = ("exact", "hnsw", "ivfpq")
 
-_HNSW_FROM, _IVFPQ_FROM = 50_000, 1_000_000  # rows
-_WELL_TRAINED_FROM = 10_000  # rows; an index of fewer is trained again when it grows
-_ADDED_AT_ONCE = 16384  # rows
-_QUERIES_AT_ONCE = 256
+_LOG = logging.getLogger(__name__)
 
-_LINKS, _BUILD_WIDTH, _SEARCH_WIDTH = 32, 200, 128  # HNSW: M, efConstruction, efSearch
+# Exact search takes 3 ms at the first number of rows. At the second a graph takes 200 MB and minutes to build, codes a
+# tenth of both.
+_HNSW_FROM, _IVFPQ_FROM = 50_000, 300_000
+_WELL_TRAINED_FROM = 10_000  # rows; an index of fewer is trained again when it grows
+_ROWS_AT_ONCE = 16384
+_QUERIES_AT_ONCE, _FOUND_AT_ONCE = 256, 2**20
+
+# What follows was chosen by recall and time on 384-wide sentence embeddings (scripts/bench_search.py).
+_LINKS, _BUILD_WIDTH, _SEARCH_WIDTH = 32, 200, 80  # HNSW: M, efConstruction, efSearch
 _TRAINING_ROWS, _TRAINING_ROWS_PER_CELL = 65536, 64
 _LEAST_PROBES, _CELLS_PER_PROBE = 64, 8
 _PROPOSALS = {"hnsw": 2, "ivfpq": 5}  # rows scored from the stored vectors, per row asked for
 _LEAST_PROPOSALS = {"hnsw": 20, "ivfpq": 200}
+# Scoring one of few allowed rows exactly costs as much as 1/8 of a step in the graph, or as looking at 40 codes.
+_STEPS_PER_ROW, _CODES_PER_ROW = 8, 40
 
 
 def choose_kind(count: int) -> str:
@@ -64,6 +72,8 @@ class VectorIndex:
     @classmethod
     def build(cls, vectors: np.ndarray, kind: str, *, progress: bool = False) -> VectorIndex:
         """Build an index; of a memory map only a bounded part is held at a time.
+
+        On several threads two builds of a graph may differ.
 
         Args:
             vectors: float32 [n, dim], C-contiguous, no row longer than 1 (L2-normalised).
@@ -130,7 +140,7 @@ class VectorIndex:
     def extend(self, vectors: np.ndarray, *, progress: bool = False) -> None:
         """Take the grown vectors in place of the old: the same rows, then new ones, which are added.
 
-        An approximate kind that was trained on far fewer vectors is built anew.
+        An approximate kind that was trained on far fewer vectors is built anew. Not to be used after an interruption.
 
         Raises:
             TypeError: `vectors` is no float32 array.
@@ -180,8 +190,9 @@ class VectorIndex:
             allowed = None
         selector = None if allowed is None else faiss.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
         found = []
-        for start in range(0, len(queries), _QUERIES_AT_ONCE):
-            block = queries[start : start + _QUERIES_AT_ONCE]
+        size = max(1, min(_QUERIES_AT_ONCE, _FOUND_AT_ONCE // top_k))
+        for start in range(0, len(queries), size):
+            block = queries[start : start + size]
             if self._proposer is None:
                 found += _search_exactly(self.vectors, block, top_k, present, selector)
             else:
@@ -193,14 +204,17 @@ class VectorIndex:
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         count = len(self.vectors)
         wanted = min(present, max(_LEAST_PROPOSALS[self.kind], _PROPOSALS[self.kind] * top_k))
-        if present <= 4 * wanted:
-            return _search_exactly(self.vectors, queries, top_k, present, selector)
+        # Where few rows are allowed, more of the graph or more cells must be looked at to meet as many of them.
         if self.kind == "hnsw":
-            width = max(_SEARCH_WIDTH, wanted) * count // present
-            parameters = faiss.SearchParametersHNSW(efSearch=width, sel=selector)
+            width = max(_SEARCH_WIDTH, wanted)
+            few = math.isqrt(_STEPS_PER_ROW * width * count)
+            parameters = faiss.SearchParametersHNSW(efSearch=width * count // present, sel=selector)
         else:
-            probes = max(_LEAST_PROBES, self._proposer.nlist // _CELLS_PER_PROBE) * count // present
-            parameters = faiss.SearchParametersIVF(nprobe=probes, sel=selector)
+            probes = max(_LEAST_PROBES, self._proposer.nlist // _CELLS_PER_PROBE)
+            few = count // _CODES_PER_ROW
+            parameters = faiss.SearchParametersIVF(nprobe=probes * count // present, sel=selector)
+        if present <= max(few, 4 * wanted):
+            return _search_exactly(self.vectors, queries, top_k, present, selector)
         _, proposed = self._proposer.search(queries, wanted, params=parameters)
         found = []
         for query, rows in zip(queries, proposed, strict=True):
@@ -240,11 +254,15 @@ def measure_recall(index: VectorIndex, *, sample: int = 256, seed: int = 0, top_
 
 
 def _check_vectors(vectors: Any) -> None:
-    if not isinstance(vectors, np.ndarray) or vectors.dtype != np.float32:
-        found = vectors.dtype if isinstance(vectors, np.ndarray) else type(vectors).__name__
-        raise TypeError(f"vectors must be a float32 array, found {found}")
+    _check_array(vectors, "vectors", np.float32)
     if vectors.ndim != 2 or vectors.shape[1] == 0 or not vectors.flags.c_contiguous:
         raise InputError(f"vectors must be C-contiguous of shape [n, dim], found shape {vectors.shape}")
+
+
+def _check_array(array: Any, name: str, dtype: type[np.generic]) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise TypeError(f"{name} must be a {np.dtype(dtype)} array, found {found}")
 
 
 def _check_kind(kind: Any) -> None:
@@ -254,8 +272,8 @@ def _check_kind(kind: Any) -> None:
 
 def _check_rows(vectors: np.ndarray, first: int) -> None:
     """Refuse what the bound on rounding does not hold for."""
-    for start in range(first, len(vectors), _ADDED_AT_ONCE):
-        block = vectors[start : start + _ADDED_AT_ONCE]
+    for start in range(first, len(vectors), _ROWS_AT_ONCE):
+        block = vectors[start : start + _ROWS_AT_ONCE]
         squares = np.einsum("ij,ij->i", block, block)
         bad = np.flatnonzero(~(squares <= 1.001))
         if len(bad):
@@ -266,14 +284,12 @@ def _check_rows(vectors: np.ndarray, first: int) -> None:
 
 
 def _check_queries(queries: Any, dim: int) -> np.ndarray:
-    if not isinstance(queries, np.ndarray) or queries.dtype != np.float32:
-        found = queries.dtype if isinstance(queries, np.ndarray) else type(queries).__name__
-        raise TypeError(f"queries must be a float32 array, found {found}")
+    _check_array(queries, "queries", np.float32)
     if queries.ndim != 2 or queries.shape[1] != dim:
         raise InputError(f"queries must have the shape [q, {dim}], found {queries.shape}")
-    bad = np.flatnonzero(~np.isfinite(queries).all(axis=1))
+    bad = np.flatnonzero(~(np.linalg.norm(queries.astype(np.float64), axis=1) < 1e18))
     if len(bad):
-        raise InputError(f"query {bad[0]} holds NaN or inf")
+        raise InputError(f"query {bad[0]} holds NaN, inf, or numbers too large to multiply")
     return np.ascontiguousarray(queries)
 
 
@@ -285,9 +301,7 @@ def _check_top_k(top_k: Any) -> None:
 
 
 def _count_allowed(allowed: Any, count: int) -> int:
-    if not isinstance(allowed, np.ndarray) or allowed.dtype != np.bool_:
-        found = allowed.dtype if isinstance(allowed, np.ndarray) else type(allowed).__name__
-        raise TypeError(f"allowed must be a bool array, found {found}")
+    _check_array(allowed, "allowed", np.bool_)
     if allowed.shape != (count,):
         raise InputError(f"allowed must have the shape ({count},), found {allowed.shape}")
     return int(np.count_nonzero(allowed))
@@ -309,7 +323,7 @@ def _train_graph(vectors: np.ndarray) -> Any:
     dim = vectors.shape[1]
     graph = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_8bit, _LINKS, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = _BUILD_WIDTH
-    graph.train(_sample_rows(vectors, _TRAINING_ROWS))
+    graph.train(_sample_rows(vectors, _TRAINING_ROWS))  # the range of each dimension
     return graph
 
 
@@ -321,7 +335,9 @@ def _train_codes(vectors: np.ndarray) -> Any:
     codes = faiss.index_factory(dim, f"IVF{cells},PQ{dim // width}x4fs", faiss.METRIC_INNER_PRODUCT)
     # A small set is trained on what there is; without this faiss says so on stderr.
     codes.cp.min_points_per_centroid = codes.pq.cp.min_points_per_centroid = 1
-    codes.train(_sample_rows(vectors, max(_TRAINING_ROWS, cells * _TRAINING_ROWS_PER_CELL)))
+    sample = _sample_rows(vectors, max(_TRAINING_ROWS, cells * _TRAINING_ROWS_PER_CELL))
+    _LOG.info("training the index on %d of %d vectors", len(sample), count)
+    codes.train(sample)
     return codes
 
 
@@ -340,7 +356,7 @@ def _sample_rows(vectors: np.ndarray, size: int) -> np.ndarray:
 def _add_rows(proposer: Any, vectors: np.ndarray, *, progress: bool) -> None:
     with tqdm(total=len(vectors), initial=proposer.ntotal, unit="vector", disable=not progress) as bar:
         while proposer.ntotal < len(vectors):
-            block = vectors[proposer.ntotal : proposer.ntotal + _ADDED_AT_ONCE]
+            block = vectors[proposer.ntotal : proposer.ntotal + _ROWS_AT_ONCE]
             proposer.add(block)
             bar.update(len(block))
 
@@ -382,6 +398,10 @@ def _scan(vectors: np.ndarray, queries: np.ndarray, wanted: int, selector: Any) 
 def _rank(vectors: np.ndarray, query: np.ndarray, rows: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
     """The best of `rows` with their scores; each score is one sum in a fixed order, whatever else is asked."""
     rows = np.sort(rows)
-    scores = np.einsum("ij,j->i", vectors[rows].astype(np.float64), query.astype(np.float64)).astype(np.float32)
+    vectors, query = np.asarray(vectors), query.astype(np.float64)
+    scores = np.empty(len(rows), dtype=np.float32)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        block = slice(start, start + _ROWS_AT_ONCE)
+        scores[block] = np.vecdot(vectors[rows[block]].astype(np.float64), query)
     order = np.argsort(-scores, kind="stable")[:top_k]
     return rows[order], scores[order]
