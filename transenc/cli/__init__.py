@@ -14,6 +14,7 @@ from transenc.cli.distillation import add_distill, add_label
 from transenc.cli.evaluation import add_evaluate
 from transenc.cli.options import add_verb, to_json
 from transenc.cli.search import add_index, add_search, verify_index
+from transenc.cli.serve import add_serve
 from transenc.errors import Interrupted, TransencError
 
 
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_evaluate(verbs)
     add_index(verbs)
     add_search(verbs)
+    add_serve(verbs)
     verify = add_verb(
         verbs, "verify", "check every digest of a run or an index, and that every number in it is finite", _verify
     )
