@@ -108,7 +108,7 @@ def describe_scale(result: Mapping[str, Any]) -> str:
         f"Embeddings of {result['encoder']}, {result['dim']} wide, {result['queries']:,} query sentences kept out. "
         f"Single queries, threads: {machine['threads']} of {machine['cpu']}, faiss {machine['faiss']}, other jobs "
         "beside it. Times faster than exact in the same process: in turns of 50 queries, and alternating query by "
-        "query, when an exact scan empties the caches each time. Peak memory of building, in brackets without the pages "
+        "query, when an exact scan empties the caches each time. Peak memory of building, in brackets without pages "
         "of the mapped vectors.\n\n" + "\n\n".join(texts)
     )
 
