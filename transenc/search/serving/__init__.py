@@ -1,0 +1,1 @@
+"""Search over HTTP: the server, its one model worker, and the page (extra `serve`)."""
