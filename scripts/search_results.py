@@ -141,8 +141,43 @@ STEPS = {
 
 
 def describe_server(result: Mapping[str, Any]) -> str:
-    """Requests under load."""
-    return "## The server\n\n    python scripts/bench_server.py --rerank CROSS --json FILE\n\n" + json.dumps(result)
+    """Requests under load, with and without batching; memory; the command line's answers."""
+    texts = [
+        f"## The server\n\n    {result['command']}\n\n{result['task']}, {result['documents']:,} documents, top "
+        f"{result['top_k']} of {result['candidates']} candidates; {result['machine']['cpus']} cores of "
+        f"{result['machine']['cpu']}, clients on the same machine; medians of {result['rounds']} paired rounds."
+    ]
+    names = ["clients", "requests/s", "p50 ms", "p95 ms", "one by one: requests/s", "p50 ms", "p95 ms", "ratio (range)"]
+    for kind, title in (("plain", "Without reranking"), ("reranked", "With reranking")):
+        if kind not in result:
+            continue
+        rows = [
+            [
+                label.removesuffix(" clients"),
+                *(
+                    f"{found[side][n]:.4g}"
+                    for side in ("batching", "single")
+                    for n in ("requests/s", "p50 ms", "p95 ms")
+                ),
+                f"{found['ratio']:.2f} ({found['ratio low']:.2f} to {found['ratio high']:.2f})",
+            ]
+            for label, found in result[kind].items()
+            if label.endswith(" clients")
+        ]
+        texts.append(f"**{title}**\n\n{format_table(names, rows)}")
+        if answers := result[kind].get("answers"):
+            texts.append(
+                f"Answers to 8 clients at once beside those of `transenc search --json`: the same order for "
+                f"{answers['same order']} of {answers['queries']} queries, scores within "
+                f"{answers['largest difference of scores']:.1e}."
+            )
+    if memory := result.get("memory"):
+        early, late = (memory[key]["resident MiB"] for key in ("at 20 %", "at the end"))
+        texts.append(
+            f"Memory over {memory['requests']:,} requests: {early} MiB after a fifth of them, {late} MiB at the end "
+            f"({memory['growth %']:+.1f} %)."
+        )
+    return "\n\n".join(texts)
 
 
 def format_table(names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

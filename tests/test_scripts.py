@@ -108,10 +108,24 @@ def test_the_search_section_says_what_the_json_says(tmp_path: Path) -> None:
     latency = {"task": "scifact", "documents": 5183, "threads": 2, "precision": "bfloat16",
                "retrieve": {"ours": {"p50": 10.0, "p95": 20.0}, "plain": {"p50": 15.0, "p95": 30.0}, "ratio": 0.5,
                             "same_first_hit": 1.0, "queries": 7}}  # fmt: skip
-    for name, content in (("quality", quality), ("scale", scale), ("latency", latency)):
+    side = {"requests/s": 80.0, "p50 ms": 11.0, "p95 ms": 22.0}
+    found = {
+        "batching": side,
+        "single": {**side, "requests/s": 40.0},
+        "ratio": 2.0,
+        "ratio low": 1.9,
+        "ratio high": 2.1,
+    }
+    server = {"command": "c", "task": "scifact", "documents": 5183, "top_k": 10, "candidates": 100, "rounds": 3,
+              "machine": {"cpus": 2, "cpu": "a processor"}, "plain": {"8 clients": found},
+              "memory": {"requests": 5000, "at 20 %": {"resident MiB": 900.0}, "at the end": {"resident MiB": 909.0},
+                         "growth %": 1.0}}  # fmt: skip
+    for name, content in (("quality", quality), ("scale", scale), ("latency", latency), ("server", server)):
         tmp_path.joinpath(f"search-{name}.json").write_text(json.dumps(content), encoding="utf-8")
     text = "\n\n".join(describe_search(tmp_path))
     assert "| bi-encoder, fused with the cross-encoder | 65.25 | 92.50 | 60.00 | 59.00 |" in text
     assert "| bi-encoder | 64.5 | 50.0 |" in text
     assert "| hnsw | 0.9950 | 0.50 | 1.00 | 12.0 | 9.5 | 60 | 65.0 | 400 (300) |" in text
     assert "| retrieve | 7 | 10 | 20 | 15 | 30 | 2.00 |" in text
+    assert "| 8 | 80 | 11 | 22 | 40 | 11 | 22 | 2.00 (1.90 to 2.10) |" in text
+    assert "900.0 MiB after a fifth of them, 909.0 MiB at the end (+1.0 %)" in text
