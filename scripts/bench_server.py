@@ -82,7 +82,7 @@ def measure_all(arguments: argparse.Namespace, work: Path) -> int:
         for kind, count in kinds.items():
             figures[kind] = {}
             for server in (batching, single):  # warm up
-                ask_many(server, queries, 2 * max(arguments.clients), max(arguments.clients), rerank=kind == "reranked")
+                ask_many(server, queries, min(count, 64), max(arguments.clients), rerank=kind == "reranked")
             for clients in arguments.clients:
                 found = compare_servers(batching, single, queries, count, clients, arguments.rounds, kind == "reranked")
                 figures[kind][f"{clients} clients"] = found

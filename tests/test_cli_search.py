@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -217,3 +220,39 @@ def test_an_index_over_something_else_is_refused(
     assert code == 2
     assert "mine" in error
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_output_that_nobody_reads_to_the_end_is_no_error(built: Path) -> None:
+    command = [sys.executable, "-m", "transenc", "search", str(built), "--json"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        assert program.stdin and program.stdout and program.stderr
+        program.stdout.close()
+        program.stdin.write(b"cat\n" * 3)
+        program.stdin.close()
+        errors = program.stderr.read().decode()
+    assert (program.returncode, "transenc:" in errors, "BrokenPipe" in errors) == (0, False, False)
+
+
+def test_json_is_ascii_where_the_terminal_is(built: Path) -> None:
+    command = [sys.executable, "-m", "transenc", "search", str(built), "--json", "--top-k", "1"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii:strict"}
+    done = subprocess.run([*command, "caf\N{LATIN SMALL LETTER E WITH ACUTE}"], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout.decode("ascii"))["hits"]) == 1
+    piped = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment)
+    assert (piped.returncode, piped.stdout) == (0, b"")
+
+
+def test_the_query_may_stand_after_the_flags(capsys: pytest.CaptureFixture[str], built: Path) -> None:
+    first = call_json(capsys, "search", str(built), QUERY, "--top-k", "2")
+    assert call_json(capsys, "search", str(built), "--top-k", "2", QUERY) == first
+    assert call_json(capsys, "search", "--top-k", "2", str(built), QUERY) == first
+    with pytest.raises(SystemExit) as raised:
+        main(["search", str(built), "--top-k", "2", QUERY, "another"])
+    assert raised.value.code == 2
+
+
+def test_a_weight_without_a_cross_encoder_is_refused(capsys: pytest.CaptureFixture[str], built: Path) -> None:
+    code, out, error = call(capsys, "search", str(built), QUERY, "--rerank-weight", "0.5")
+    assert (code, out) == (2, "")
+    assert "--rerank" in error

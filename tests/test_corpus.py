@@ -198,7 +198,7 @@ TSV = "_id\ttext\n"
         ("a.jsonl", '{"_id": "a", "text": "b"}\n\n', ":2: expected a document, found a blank line"),
         ("a.jsonl", '{"_id": "a"}\n', ": expected a column 'text', found '_id'"),
         ("a.jsonl", '{"_id": "a", "text": "b"}\n{"_id": "c"}\n', ":2: expected 'text', found '_id'; add it"),
-        ("a.jsonl", '{"_id": "a", "text": null}\n', ":1: document 'a': expected text in 'text', found None"),
+        ("a.jsonl", '{"_id": "a", "text": null}\n', ":1: document 'a': expected a text, found ''"),
         ("a.jsonl", '{"_id": "a", "text": "b", "title": 5}\n', ":1: document 'a': expected text in 'title', found 5"),
         ("a.jsonl", '{"_id": 1, "text": "b"}\n', ":1: expected text in '_id', found the number 1; write ids as text"),
         ("a.jsonl", '{"id": 1.5, "text": "b"}\n', ":1: expected text in 'id', found the number 1.5"),
@@ -307,7 +307,7 @@ def test_parquet_and_datasets_keep_their_rows_over_batches(tmp_path: Path) -> No
     pq.write_table(pa.table({"text": [*texts, None]}), path)
     documents = read_corpus(path)
     assert len(list(itertools.islice(documents, count))) == count
-    with pytest.raises(InputError, match=f"^{path}:1001: document '1001': expected text in 'text', found None"):
+    with pytest.raises(InputError, match=f"^{path}:1001: document '1001': expected a text, found ''"):
         next(documents)
 
 

@@ -1,4 +1,4 @@
-"""Models load with what was asked for, and damaged folders are refused (FAULTS B9)."""
+"""Models load with what was asked for, and damaged folders are refused."""
 
 from __future__ import annotations
 

@@ -125,6 +125,20 @@ def test_weight_0_is_the_retrieved_order(system: str, tiny_bi: Path, tiny_cross:
     assert best["average"] >= max(kept["average"], other["average"])
 
 
+def test_each_order_shows_its_own_first_hundred(tiny_bi: Path, tiny_cross: Path, tmp_path: Path) -> None:
+    documents = {f"d{k}": f"{a} {b}" for k, (a, b) in enumerate(make_pairs(150, seed=3))}
+    judged = [("q", f"d{k}", 1) for k in range(0, 150, 3)]
+    folder = write_set(tmp_path / "many", documents, {"q": "the small cat sees the dog"}, judged)
+    model, cross = load_bi_encoder(tiny_bi), load_cross_encoder(tiny_cross)
+    plain = evaluate_retrieval(model, tasks=[folder])[str(folder)]
+    found = [
+        evaluate_retrieval(model, tasks=[folder], rerank=cross, rerank_weight=weight, candidates=150)[str(folder)]
+        for weight in (0.0, 1.0)
+    ]
+    assert [each["retrieved"] for each in found] == [plain, plain]
+    assert {name: found[1][name] for name in plain} == found[0]["reranked"] == found[1]["reranked"] != plain
+
+
 def test_hybrid_is_neither_of_its_parts(tiny_bi: Path, pairs: Path) -> None:
     bi, words, both = (
         evaluate_retrieval(None if system == "bm25" else tiny_bi, tasks=[pairs], system=system)["average"]

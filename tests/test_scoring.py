@@ -1,4 +1,4 @@
-"""Scores equal plain sentence-transformers, each text is read once, bad input is named (FAULTS B7, B8, C1 to C6)."""
+"""Scores equal plain sentence-transformers, each text is read once, bad input is named."""
 
 from __future__ import annotations
 

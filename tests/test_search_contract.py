@@ -224,7 +224,9 @@ def test_where(index: Store) -> None:
         (["year>3000"], ""),
     ):
         assert find_ids(index, "red", where=[parse_condition(text) for text in where]) == expected, where
-    with pytest.raises(InputError, match="no document has 'tags' in its metadata; there are: 'lang', 'old', 'year'"):
+    with pytest.raises(
+        InputError, match="no document has a number or text as 'tags'; in their metadata are: 'lang', 'old', 'year'"
+    ):
         find(index, "red", where=[parse_condition("tags=x")])  # a list cannot be filtered
     with pytest.raises(InputError, match="where: 'year' holds numbers, so expected one to compare with, found 'old'"):
         find(index, "red", where=[parse_condition("year=old")])
@@ -471,7 +473,7 @@ def test_delete(index: Store) -> None:
         index.delete("b")
     assert index.delete([]) == 0
     assert (index.generation, index.count()) == (2, 3)
-    with pytest.raises(InputError, match="no document has 'lang' in its metadata"):
+    with pytest.raises(InputError, match="no document has a number or text as 'lang'"):
         index.delete(["b"])
         find(index, "red", where=[parse_condition("lang=en")])
     index.add([Document("a", "gold red")], CountColours())  # the id is free again
@@ -627,7 +629,7 @@ def test_words(backend: Backend) -> None:
 
 
 def test_no_words(index: Store) -> None:
-    with pytest.raises(InputError, match="the index has no words to search; build it again with lexical"):
+    with pytest.raises(InputError, match="the index has no words to search; build it again with --hybrid"):
         index.search_text(["red"], 1)
 
 

@@ -284,7 +284,7 @@ def test_very_long_queries_and_documents_are_survived(tiny_bi: Path, tiny_cross:
 def test_a_damaged_index_is_refused_by_file(tiny_bi: Path, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "docs.jsonl")
     SemanticSearch.build(tmp_path / "idx", corpus=corpus, bi_encoder=tiny_bi).close()
-    current = (tmp_path / "idx" / "CURRENT").read_text().strip()
+    current = (tmp_path / "idx" / "CURRENT").read_text().split()[0]
     target = tmp_path / "idx" / current / "vectors.npy"
     data = bytearray(target.read_bytes())
     data[-3] ^= 4

@@ -402,18 +402,19 @@ def test_damage_is_refused_by_every_change(tmp_path: Path) -> None:
 
 def test_current_damaged_in_every_bit(tmp_path: Path) -> None:
     path = tmp_path / "idx"
-    build(path, OLD).close()
+    build(path, NEW).close()
+    build(path, OLD).close()  # both are there, so a flipped bit could name the one before
     data = (path / "CURRENT").read_bytes()
-    assert data == b"gen-000001\n"
+    assert data == b"gen-000002 6d62f3bf\n"
     for place in range(len(data)):
         damages = [data[:place]] if place < len(data) - 1 else []  # the line feed may be missing
         damages += [data[:place] + bytes([data[place] ^ (1 << bit)]) + data[place + 1 :] for bit in range(8)]
         for damaged in damages:
             (path / "CURRENT").write_bytes(damaged)
-            with pytest.raises(StateError, match=r"CURRENT: expected the name of a generation .*gen-000001"):
+            with pytest.raises(StateError, match=r"CURRENT: expected the name of a generation .*gen-000002"):
                 FaissStore.open(path)
     build(path, NEW).close()
-    assert (path / "CURRENT").read_text() == "gen-000002\n"
+    assert (path / "CURRENT").read_text().startswith("gen-000003 ")
     assert read_content(path) == as_content(NEW)
 
 
@@ -614,13 +615,14 @@ def test_not_an_index(place: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\n", b"garbage", b"../gen-000001", b"gen-1\n", b"gen-000001\n\n", b"\xff" * 99]
+    "content",
+    [b"", b"\n", b"garbage", b"../gen-000001", b"gen-1\n", b"gen-000001\n", b"gen-000001 8e7b5a4f\n\n", b"\xff" * 99],
 )
 def test_garbage_in_current(content: bytes, tmp_path: Path) -> None:
     build(tmp_path / "idx", OLD).close()
     (tmp_path / "idx/CURRENT").write_bytes(content)
     with pytest.raises(
-        StateError, match=r"CURRENT: expected the name of a generation \(there are: gen-000001\), found"
+        StateError, match=r"CURRENT: expected the name of a generation \(there are: gen-000001 8e7b5a4f\), found"
     ):
         FaissStore.open(tmp_path / "idx")
 

@@ -1,4 +1,4 @@
-"""Long documents become passages that fit the encoder's window and lose nothing (FAULTS C1 to C6)."""
+"""Long documents become passages that fit the encoder's window and lose nothing."""
 
 from __future__ import annotations
 

@@ -326,7 +326,7 @@ def test_openapi_describes_the_questions_and_the_pages_that_load_from_elsewhere_
         ('{"query": " \\u200b\\n"}', 400, "query: expected some words"),
         ('{"query": "a \\ud800"}', 400, "surrogate"),
         ('{"query": "red", "where": ["number"]}', 400, "where[0]"),
-        ('{"query": "red", "where": ["colour=red"]}', 400, "no document has 'colour'"),
+        ('{"query": "red", "where": ["colour=red"]}', 400, "no document has a number or text as 'colour'"),
         ('{"query": "red", "where": ["number>a"]}', 400, "holds numbers"),
         ('{"query": "red", "hybrid": true}', 400, "cannot be searched by words"),
     ],

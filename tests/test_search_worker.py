@@ -154,7 +154,7 @@ def test_an_unknown_key_is_told_to_who_asked_for_it(tmp_path: Path) -> None:
     questions = [Search(ask(1)), Search(ask(1), where=(parse_condition("colour=red"),)), Search(ask(2))]
     good, bad, other = answer_all(engine, *questions)
     assert isinstance(bad, InputError)
-    assert str(bad) == "where: no document has 'colour' in its metadata; there are: 'even', 'number'"
+    assert str(bad) == "where: no document has a number or text as 'colour'; in their metadata are: 'even', 'number'"
     assert isinstance(good, SearchAnswer) and isinstance(other, SearchAnswer)
     assert (good.hits[0].id, other.hits[0].id) == ("d1", "d2")
     engine.close()

@@ -226,10 +226,10 @@ def _read_record(record: Mapping[str, Any], at: str, row: int, id_column: str | 
         )
     if "text" not in record:
         raise InputError(f"{at}: expected 'text', found {show_names(list(record))}; add it")
-    title = record.get("title")
+    text, title = ("" if record.get(name) is None else record[name] for name in ("text", "title"))
     metadata = {name: value for name, value in record.items() if name not in (id_column, "text", "title")}
     document_id = record[id_column] if id_column else str(row)
-    return _check_document(document_id, id_column or "id", record["text"], "" if title is None else title, metadata, at)
+    return _check_document(document_id, id_column or "id", text, title, metadata, at)
 
 
 def _drop_empty(documents: Iterator[Document], place: str, *, skip_empty: bool) -> Iterator[Document]:
@@ -243,7 +243,7 @@ def _drop_empty(documents: Iterator[Document], place: str, *, skip_empty: bool) 
         else:
             raise InputError(
                 f"{document.place}: document {show(document.id)}: expected a text, found {show(document.text)} and "
-                f"no title; fill it in, or leave such documents out (skip_empty)"
+                f"no title; fill it in, or leave such documents out (--skip-empty)"
             )
     if skipped:
         logger.warning("%s: documents without text left out: %d, the first at %s", place, skipped, first)

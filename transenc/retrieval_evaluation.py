@@ -175,7 +175,7 @@ def _rank_by_index(
         with SemanticSearch(store, encoder, cross, rerank_unit=unit, batch_tokens=batch_tokens) as engine:
 
             def search(queries: list[str]) -> list[list[Hit]]:
-                top_k = _DEPTH if cross is None else min(_DEPTH, candidates)
+                top_k = _DEPTH if cross is None else candidates  # of which each order shows its first
                 return engine.search_many(
                     queries, top_k=top_k, candidates=candidates, hybrid=hybrid, rerank_weight=weight
                 )
@@ -227,7 +227,7 @@ def _rank(queries: Mapping[str, str], search: Callable[[list[str]], list[list[Hi
 
 
 def _measure(found: Found, loaded: RetrievalSet) -> Mapping[str, Any]:
-    return retrieval_quality({key: [hit.id for hit in hits] for key, hits in found.items()}, loaded.qrels)
+    return retrieval_quality({key: [hit.id for hit in hits[:_DEPTH]] for key, hits in found.items()}, loaded.qrels)
 
 
 def _compare_orders(found: Found, loaded: RetrievalSet) -> dict[str, Any]:

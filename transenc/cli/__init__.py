@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from transenc.cli.evaluation import add_evaluate
 from transenc.cli.options import add_verb, to_json
 from transenc.cli.search import add_index, add_search, verify_index
 from transenc.cli.serve import add_serve
-from transenc.errors import Interrupted, TransencError
+from transenc.errors import InputError, Interrupted, TransencError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,13 +26,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         >>> main(["evaluate", "--model", "no/such/folder", "--file", "x.tsv"])
         2
     """
-    arguments = build_parser().parse_args(argv)
+    arguments = _parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("transenc").setLevel(logging.INFO)
     try:
         result = arguments.run(arguments)
         for text in (result,) if isinstance(result, str) else result:
-            print(text, flush=True)
+            _print(text)
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter would complain at its end
     except (Exception, Interrupted, KeyboardInterrupt) as error:
         if arguments.debug:
             traceback.print_exc()
@@ -39,6 +42,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"transenc: {message}", file=sys.stderr)
         return code
     return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; before Python 3.12 argparse does not see a query that stands after flags."""
+    parser = build_parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(arguments, "query", "") is None:
+        arguments.query, rest = rest[0], []
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return arguments
+
+
+def _print(text: str) -> None:
+    """Print a result; a terminal without Unicode shows escapes (JSON is ASCII there, see `to_json`)."""
+    if sys.stdout is None:
+        raise InputError("stdout is closed; there is nowhere to write the result")
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), flush=True)
 
 
 def build_parser() -> argparse.ArgumentParser:

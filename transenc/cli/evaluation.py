@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from transenc.benchmarks import PAIR_TASKS, RETRIEVAL_TASKS, STS_TASKS
-from transenc.cli.options import add_model_options, add_verb, format_number, load_encoders, quiet_libraries, to_json
+from transenc.cli.options import (
+    add_model_options,
+    add_verb,
+    format_number,
+    load_encoders,
+    load_searchers,
+    quiet_libraries,
+    to_json,
+)
 from transenc.errors import InputError
 
 _TASKS = {"sts": STS_TASKS, "pairs": PAIR_TASKS, "retrieval": RETRIEVAL_TASKS}
@@ -78,11 +86,10 @@ def _evaluate_pairs(arguments: argparse.Namespace) -> dict[str, Any]:
 def _evaluate_retrieval(arguments: argparse.Namespace) -> dict[str, Any]:
     from transenc.retrieval_evaluation import evaluate_retrieval
 
-    models = load_encoders(arguments, [*(arguments.model or ()), *([arguments.rerank] if arguments.rerank else ())])
-    cross = models.pop() if arguments.rerank else None
+    model, cross = load_searchers(arguments, arguments.model[0] if arguments.model else None, arguments.rerank)
     given = {name: getattr(arguments, name) for name in _RETRIEVAL_FLAGS if name != "rerank"}
     return evaluate_retrieval(
-        models[0] if models else None,
+        model,
         tasks=arguments.task or RETRIEVAL_TASKS,
         data=arguments.data,
         rerank=cross,
@@ -101,6 +108,8 @@ def _check_flags(arguments: argparse.Namespace) -> None:
                 f"--system {arguments.system or 'bi'} takes {needed} --model (a bi-encoder), found {found}"
             )
         wrong = [name for name in ("subsets", "compare", "asymmetric") if getattr(arguments, name)]
+        if arguments.rerank is None:
+            wrong += [name for name in ("rerank_unit", "rerank_weight") if getattr(arguments, name) is not None]
     else:
         if not arguments.model:
             raise InputError("evaluate needs --model")
@@ -112,7 +121,8 @@ def _check_flags(arguments: argparse.Namespace) -> None:
         wrong = [name for name in _RETRIEVAL_FLAGS if getattr(arguments, name) is not None]
     if wrong:
         flags = ", ".join("--" + name.replace("_", "-") for name in wrong)
-        raise InputError(f"{flags}: not for --{'suite ' + arguments.suite if arguments.suite else 'file'}")
+        where = f"--suite {arguments.suite}" if arguments.suite else "--file"
+        raise InputError(f"{flags}: not for {where}{' without --rerank' if arguments.suite == 'retrieval' else ''}")
 
 
 def _describe_scores(result: Mapping[str, Any], indent: str = "") -> str:

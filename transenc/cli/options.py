@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,28 @@ def load_encoders(arguments: argparse.Namespace, names: Sequence[str]) -> list[A
     ]
 
 
+def load_searchers(arguments: argparse.Namespace, bi: str | None, cross: str | None) -> tuple[Any, Any]:
+    """Load the bi-encoder and the cross-encoder of a search; pooling and length are the bi-encoder's."""
+    from transenc.encoders import load_bi_encoder, load_cross_encoder, resolve_device, resolve_precision
+
+    device = resolve_device(arguments.device)
+    dtype = resolve_precision(arguments.precision, device=device)
+    trust = arguments.trust_remote_code
+    model = reranker = None
+    if bi is not None:
+        model = load_bi_encoder(
+            bi,
+            pooling=arguments.pooling,
+            max_length=arguments.max_length,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust,
+        )
+    if cross is not None:
+        reranker = load_cross_encoder(cross, dtype=dtype, device=device, trust_remote_code=trust)
+    return model, reranker
+
+
 def quiet_libraries() -> None:
     """Turn off the libraries' bars for loading weights, which would drown our own."""
     from transformers.utils import logging as transformers_logging
@@ -92,8 +115,9 @@ def format_number(value: float | None) -> str:
 
 
 def to_json(value: Any) -> str:
-    """Return strict JSON on one line."""
-    return json.dumps(value, allow_nan=False, ensure_ascii=False, default=_plain)
+    """Return strict JSON on one line, in ASCII where stdout has no Unicode."""
+    unicode = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
+    return json.dumps(value, allow_nan=False, ensure_ascii=not unicode, default=_plain)
 
 
 def _plain(value: Any) -> Any:

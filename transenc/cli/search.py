@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transenc.cli.options import add_model_options, add_verb, format_number, quiet_libraries, to_json
 from transenc.errors import InputError
+from transenc.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from transenc.search.engine import SemanticSearch
@@ -43,7 +44,14 @@ def add_index(verbs: Any) -> None:
     add.add_argument("--skip-empty", action="store_true", help="leave out documents without text")
     _add_encoder_options(add)
     delete = _add_action(actions, "delete", "delete documents", _delete)
-    delete.add_argument("--id", action="extend", nargs="+", required=True, metavar="ID", help="ids to delete")
+    delete.add_argument(
+        "--id",
+        action="extend",
+        nargs="+",
+        required=True,
+        metavar="ID",
+        help="ids to delete; one that begins with - as --id=-x",
+    )
     _add_action(actions, "compact", "rewrite the index without what was deleted", _compact)
     _add_action(actions, "info", "say what the index holds", _info)
     _add_action(actions, "verify", "check every digest, count and number", verify_index)
@@ -109,28 +117,31 @@ def _build(arguments: argparse.Namespace) -> str:
     quiet_libraries()
     from transenc.search.engine import SemanticSearch
 
-    with SemanticSearch.build(
-        arguments.path,
-        corpus=arguments.corpus,
-        bi_encoder=arguments.model,
-        kind=arguments.kind,
-        passages=not arguments.no_passages,
-        lexical=arguments.hybrid,
-        skip_empty=arguments.skip_empty,
-        pooling=arguments.pooling,
-        max_length=arguments.max_length,
-        precision=arguments.precision,
-        device=arguments.device,
-        batch_tokens=arguments.batch_tokens,
-        trust_remote_code=arguments.trust_remote_code,
-        progress=True,
+    with (
+        stop_on_signals(),
+        SemanticSearch.build(
+            arguments.path,
+            corpus=arguments.corpus,
+            bi_encoder=arguments.model,
+            kind=arguments.kind,
+            passages=not arguments.no_passages,
+            lexical=arguments.hybrid,
+            skip_empty=arguments.skip_empty,
+            pooling=arguments.pooling,
+            max_length=arguments.max_length,
+            precision=arguments.precision,
+            device=arguments.device,
+            batch_tokens=arguments.batch_tokens,
+            trust_remote_code=arguments.trust_remote_code,
+            progress=True,
+        ),
     ):
         pass
     return _info(arguments)
 
 
 def _add(arguments: argparse.Namespace) -> str:
-    with _open_engine(arguments) as engine:
+    with stop_on_signals(), _open_engine(arguments) as engine:
         engine.add(arguments.corpus, upsert=arguments.upsert, skip_empty=arguments.skip_empty, progress=True)
     return _info(arguments)
 
@@ -138,7 +149,7 @@ def _add(arguments: argparse.Namespace) -> str:
 def _delete(arguments: argparse.Namespace) -> str:
     from transenc.search.stores import open_store
 
-    with open_store(arguments.path) as store:
+    with stop_on_signals(), open_store(arguments.path) as store:
         store.delete(arguments.id)
     return _info(arguments)
 
@@ -147,7 +158,7 @@ def _compact(arguments: argparse.Namespace) -> str:
     from transenc.search.faiss_store import FaissStore
 
     _check_folder(arguments)
-    with FaissStore.open(arguments.path) as store:
+    with stop_on_signals(), FaissStore.open(arguments.path) as store:
         store.compact()
     return _info(arguments)
 
@@ -177,8 +188,10 @@ def _search(arguments: argparse.Namespace) -> Iterator[str]:
             hits = _ask(engine, arguments.query, arguments)
             yield to_json({"hits": [_describe(hit) for hit in hits]}) if arguments.json else _format_hits(hits)
             return
+        if sys.stdin is None:
+            raise InputError("no query given, and stdin is closed; name one, or pipe one a line")
         for number, line in enumerate(sys.stdin, start=1):
-            query = line.rstrip("\r\n")
+            query = line.rstrip("\r\n").removeprefix("\ufeff" if number == 1 else "")
             try:
                 hits = _ask(engine, query, arguments)
             except InputError as error:

@@ -221,7 +221,9 @@ class DocumentTable:
         key, operator, value = condition.key, condition.operator, condition.value
         if not is_text(key) or not self._fetch("SELECT 1 FROM fields WHERE key = ? LIMIT 1", key):
             known = [row[0] for row in self._fetch("SELECT DISTINCT key FROM fields ORDER BY key")]
-            raise InputError(f"where: no document has {show(key)} in its metadata; there are: {show_names(known)}")
+            raise InputError(
+                f"where: no document has a number or text as {show(key)}; in their metadata are: {show_names(known)}"
+            )
         number = parse_number(value)
         # every text is at least '', and in SQLite every number is less than that
         has_text = bool(self._fetch("SELECT 1 FROM fields WHERE key = ? AND value >= '' LIMIT 1", key))

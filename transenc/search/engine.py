@@ -60,6 +60,12 @@ class SemanticSearch:
             raise InputError(f"the rerank unit must be one of {', '.join(UNITS)}, found {rerank_unit!r}")
         if cross_encoder is not None and not isinstance(cross_encoder, CrossEncoder):
             raise TypeError(f"expected a CrossEncoder or None, found {type(cross_encoder).__name__}")
+        built = store.facts["embedding"], store.facts["dim"]
+        if (encoder.fingerprint, encoder.dim) != built:
+            raise StateError(
+                f"the index was built with another encoder or way of splitting: expected fingerprint {built[0][:12]} "
+                f"and {built[1]} numbers, found {encoder.fingerprint[:12]} and {encoder.dim}; take that encoder"
+            )
         self.store, self.encoder, self.cross_encoder = store, encoder, cross_encoder
         self.rerank_unit, self.batch_tokens = rerank_unit, batch_tokens
 
@@ -244,7 +250,7 @@ class SemanticSearch:
 
         Raises:
             InputError: An empty query, a number out of range, an unusable condition.
-            TypeError: The query is not a string.
+            TypeError: The query is not a string, or `where` no list.
         """
         if not isinstance(query, str):
             raise TypeError(f"expected a query of type str, found {type(query).__name__}; search_many takes several")
@@ -285,6 +291,10 @@ class SemanticSearch:
             raise TypeError(f"queries must be a sequence of str such as a list, found {type(queries).__name__}")
         check_top_k(top_k)
         check_top_k(candidates, name="candidates")
+        if isinstance(where, str | Condition) or not isinstance(where, Sequence):
+            raise TypeError(f"where must be a list of conditions, found {type(where).__name__}")
+        if rerank_weight is not None and self.cross_encoder is None:
+            raise InputError("a rerank weight is that of a cross-encoder; name one (--rerank)")
         conditions = [parse_condition(each) if isinstance(each, str) else each for each in where]
         wanted = max(top_k, candidates) if hybrid or self.cross_encoder is not None else top_k
         results: list[list[Hit]] = []

@@ -2,7 +2,7 @@ r"""The folder of an index: one generation serves, the next one is written besid
 
 ::
 
-    INDEX/CURRENT        "gen-000007\n", replaced in one step
+    INDEX/CURRENT        "gen-000007 b27cee85\n", replaced in one step; the second word is a checksum of the first
           lock           held by the one process that changes the index; readers never take it
           gen-000007/    published by `durable`, never changed; the generation before it stays for slow readers
           work/chunks/   what an unfinished change has encoded so far
@@ -10,6 +10,7 @@ r"""The folder of an index: one generation serves, the next one is written besid
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ CURRENT = "CURRENT"
 LOCK = "lock"
 
 _NAME = re.compile(r"gen-([0-9]{6}|[1-9][0-9]{6,11})")
+_CHECKED = 8  # hexadecimal digits: without them a flipped bit could name the generation before
 _Opened = TypeVar("_Opened")
 
 
@@ -68,14 +70,14 @@ def read_current(root: Path) -> int:
         raise InputError(f"{root}: expected the folder of an index, found {found}; build one there first") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{show(str(root))}: cannot read the index here: {error}") from error
-    named = _NAME.fullmatch(text.decode("utf-8", "replace").removesuffix("\n"))
-    if named is None or not name_generation(root, int(named[1])).is_dir():
-        known = ", ".join(name_generation(root, number).name for number in _list_generations(root)) or "none"
+    number = _parse_current(text.decode("utf-8", "replace"))
+    if number is None or not name_generation(root, number).is_dir():
+        known = ", ".join(render_current(root, number) for number in _list_generations(root)) or "none"
         raise StateError(
             f"{root / CURRENT}: expected the name of a generation (there are: {known}), found "
             f"{show(text.decode('utf-8', 'replace'))}; write one of them there, or build the index again"
         )
-    return int(named[1])
+    return number
 
 
 def name_generation(root: Path, number: int) -> Path:
@@ -88,12 +90,25 @@ def name_generation(root: Path, number: int) -> Path:
     return root / f"gen-{number:06d}"
 
 
+def render_current(root: Path, number: int) -> str:
+    """Return what CURRENT says when a generation serves, without the line feed.
+
+    Example:
+        >>> render_current(Path("idx"), 7)
+        'gen-000007 b27cee85'
+    """
+    name = name_generation(root, number).name
+    return f"{name} {hashlib.sha256(name.encode()).hexdigest()[:_CHECKED]}"
+
+
 def prepare_folder(root: Path) -> None:
     """Make the folder of an index, or refuse one that holds something else, before anything is written there.
 
     Raises:
         InputError: A file, a folder with anything else in it, or no permission.
     """
+    if not str(root).strip() or root == Path():
+        raise InputError("no place for the index given: expected a folder or an address, found an empty one")
     try:
         if root.is_dir():
             names = {path.name for path in root.iterdir() if not path.name.startswith(durable.TEMPORARY_PREFIX)}
@@ -149,7 +164,7 @@ def publish_generation(root: Path, facts: dict[str, Any]) -> Iterator[Path]:
     facts["generation"] = number
     with durable.publish_directory(name_generation(root, number), facts=facts) as temporary:
         yield temporary
-    durable.write_file(root / CURRENT, f"{name_generation(root, number).name}\n")
+    durable.write_file(root / CURRENT, f"{render_current(root, number)}\n")
     for old in numbers:
         if old != kept:
             _remove(name_generation(root, old))
@@ -176,7 +191,14 @@ def link_file(source: Path, target: Path) -> None:
 
 def _names_generation(current: Path) -> bool:
     """Whether this is a CURRENT of ours: other programs have files of that name."""
-    return current.is_file() and _NAME.fullmatch(current.read_text("utf-8", "replace").strip()) is not None
+    return current.is_file() and _parse_current(current.read_text("utf-8", "replace")) is not None
+
+
+def _parse_current(text: str) -> int | None:
+    named = _NAME.match(text)
+    if named is None or text.removesuffix("\n") != render_current(Path(), int(named[1])):
+        return None
+    return int(named[1])
 
 
 def _list_generations(root: Path) -> list[int]:

@@ -164,7 +164,9 @@ class Snapshot:
 
     def _get_words(self) -> LexicalIndex | None:
         if not self.facts["lexical"]:
-            raise InputError(f"{self.folder.parent}: the index has no words to search; build it again with lexical")
+            raise InputError(
+                f"{self.folder.parent}: the index has no words to search; build it again with --hybrid (lexical=True)"
+            )
         if self._no_words is not None:
             raise self._no_words
         return self._words

@@ -140,6 +140,11 @@ class Condition:
 class VectorStore(Protocol):
     """Documents with their vectors. Errors: InputError for what the caller gives, TypeError for its Python type."""
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the store knows of itself; "embedding" and "dim" are those of the `Embed` that filled it."""
+        ...
+
     def add(self, documents: Iterable[Document], embed: Embed, *, upsert: bool = False, progress: bool = False) -> None:
         """Add documents, all or none. An id that is stored already is refused, or replaced with `upsert`."""
         ...

@@ -336,7 +336,7 @@ def _train_codes(vectors: np.ndarray) -> Any:
     # A small set is trained on what there is; without this faiss says so on stderr.
     codes.cp.min_points_per_centroid = codes.pq.cp.min_points_per_centroid = 1
     sample = _sample_rows(vectors, max(_TRAINING_ROWS, cells * _TRAINING_ROWS_PER_CELL))
-    _LOG.info("training the index on %d of %d vectors", len(sample), count)
+    _LOG.info("training the index on %d of %d vectors", min(len(sample), count), count)
     codes.train(sample)
     return codes
 

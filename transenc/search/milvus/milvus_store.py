@@ -213,7 +213,7 @@ class MilvusStore:
             raise TypeError("queries: expected a sequence of str")
         _check_where(where)
         if not self._fixed["lexical"]:
-            raise InputError(f"{self.place}: the index has no words to search; build it again with lexical")
+            raise InputError(f"{self.place}: the index has no words to search; build it again with --hybrid")
         return self._read(lambda view: view.search_text(queries, top_k, where=where))
 
     def get(self, ids: Sequence[str]) -> list[Document]:

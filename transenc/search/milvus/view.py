@@ -211,7 +211,9 @@ class View:
         key = condition.key
         if not is_text(key) or not self._has(express_known(key)):
             known = list(islice((name for name in self.facts["keys"] if self._has(express_known(name))), 7))
-            raise InputError(f"where: no document has {show(key)} in its metadata; there are: {show_names(known)}")
+            raise InputError(
+                f"where: no document has a number or text as {show(key)}; in their metadata are: {show_names(known)}"
+            )
         if parse_number(condition.value) is None and not self._has(express_text(key)):
             value = show(condition.value)
             raise InputError(f"where: {show(key)} holds numbers, so expected one to compare with, found {value}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from transenc.errors import StateError, TransencError
 from transenc.search.faiss_store import FaissStore
-from transenc.search.generations import CURRENT, name_generation
+from transenc.search.generations import CURRENT, render_current
 from transenc.search.serving.description import describe_store
 from transenc.search.serving.worker import ModelWorker
 from transenc.search.stores import open_store
@@ -117,8 +117,8 @@ class _FolderNews:
 
     def __init__(self, store: FaissStore) -> None:
         self.location = str(store.path)
-        mark, name = self._read_mark(), name_generation(store.path, store.generation).name
-        self._seen = mark if mark is not None and mark[2] == f"{name}\n".encode() else None
+        mark, served = self._read_mark(), render_current(store.path, store.generation)
+        self._seen = mark if mark is not None and mark[2] == f"{served}\n".encode() else None
 
     def arrived(self) -> bool:
         mark = self._read_mark()
