@@ -155,7 +155,7 @@ def describe_server(result: Mapping[str, Any]) -> str:
             [
                 label.removesuffix(" clients"),
                 *(
-                    f"{found[side][n]:.4g}"
+                    f"{found[side][n]:.0f}" if found[side][n] >= 1000 else f"{found[side][n]:.4g}"
                     for side in ("batching", "single")
                     for n in ("requests/s", "p50 ms", "p95 ms")
                 ),
