@@ -91,14 +91,6 @@ def test_title_stands_before_every_passage(index: FaissStore) -> None:
     assert find(index, "green", 2) == [("c", 1.0), ("d", 0.707107)]
 
 
-def test_queries_of_any_length(index: FaissStore) -> None:
-    long = count_colours("red") * np.float32(1e30)
-    assert index.search(long, 10) == index.search(count_colours("red"), 10)
-    assert index.search(-count_colours("red"), 1)[0] == [Match("c", 0.0, 0, 5)]  # its green line
-    assert index.search(count_colours("nothing"), 2)[0] == [Match("a", 0.0, 0, 3), Match("b", 0.0, 0, 12)]
-    assert index.search(count_colours()[:0].reshape(0, 4), 10) == []
-
-
 @pytest.mark.parametrize("top_k", [1, 2, 4, 5, 6, 10**9, 2**31, 2**63])
 def test_top_k(top_k: int, index: FaissStore) -> None:
     assert find_ids(index, "red", top_k) == " ".join("abcde"[: min(top_k, 5)])
@@ -139,16 +131,6 @@ def test_queries_refused(queries: Any, error: type[Exception], index: FaissStore
 )
 def test_where(where: list[str], expected: str, index: FaissStore) -> None:
     assert find_ids(index, "red", where=[parse_condition(text) for text in where]) == expected
-
-
-def test_within(index: FaissStore) -> None:
-    assert find_ids(index, "red", within=["e", "c", "c"]) == "c e"
-    assert find_ids(index, "red", within=[]) == ""
-    assert find_ids(index, "red", within=["a", "d"], where=[parse_condition("year>2020")]) == "d"
-    with pytest.raises(InputError, match="no document has the id 'z'"):
-        find(index, "red", within=["a", "z"])
-    with pytest.raises(TypeError, match="ids: expected a sequence of str, found str"):
-        find(index, "red", within="a")
 
 
 def test_where_refused(index: FaissStore) -> None:
@@ -200,16 +182,6 @@ def test_batches_do_not_matter(kind: str, tmp_path: Path) -> None:
                 batches = (store.search(queries[i : i + size], 10, **options) for i in range(0, 64, size))  # type: ignore[arg-type]
                 assert [matches for batch in batches for matches in batch] == together
         assert [match.id for match in store.search(queries, 2)[63]] == ["d0007", "d0907"]
-
-
-def test_many_passages_of_one_document(tmp_path: Path) -> None:
-    corpus = [Document("long", "red\n" * 300 + "gold"), Document("a", "red gold"), Document("b", "gold")]
-    with build(tmp_path / "idx", corpus) as store:
-        assert find(store, "red", 2) == [("long", 1.0), ("a", 0.707107)]
-        assert find(store, "red", 3)[2] == ("b", 0.0)
-        assert store.info()["passages"] == 303
-        [matches] = store.search(count_colours("gold"), 1)
-        assert matches == [Match("b", 1.0, 0, 4)]  # before "long", which ties
 
 
 # ---- documents
@@ -325,18 +297,6 @@ def test_build_replaces_all_content(index: FaissStore, tmp_path: Path) -> None:
     assert index.get(["e"]) == CORPUS[4:]
 
 
-def test_add(index: FaissStore, tmp_path: Path) -> None:
-    embed = CountColours()
-    index.add([Document("A", "red gold"), Document("f", "blue\nred red blue", metadata={"year": 2020})], embed)
-    assert embed.blocks == [["A", "f"]]
-    assert (index.generation, index.count(), index.info()["passages"]) == (2, 7, 9)
-    assert find(index, "red") == [
-        ("a", 1.0), ("b", 0.894427), ("f", 0.894427), ("A", 0.707107), ("c", 0.707107), ("d", 0.0), ("e", 0.0),
-    ]  # fmt: skip
-    assert find_ids(index, "red", where=[parse_condition("year=2020")]) == "b f"
-    assert verify_index(tmp_path / "idx")["documents"] == 7
-
-
 @pytest.mark.parametrize("upsert", [False, True])
 def test_add_refuses_what_is_repeated_before_encoding(upsert: bool, index: FaissStore, tmp_path: Path) -> None:
     before, embed = snapshot_tree(tmp_path / "idx"), CountColours()
@@ -423,25 +383,6 @@ def test_change_starts_from_what_serves(index: FaissStore, tmp_path: Path) -> No
         assert find_ids(other, "red") == "b c d e"
 
 
-def test_another_encoder_is_refused(index: FaissStore, tmp_path: Path) -> None:
-    embed = CountColours()
-    embed.fingerprint = "shades"
-    with pytest.raises(StateError, match=r"fingerprint colours, 4 wide\), found shades, 4 wide"):
-        index.add([Document("f", "red")], embed)
-    with pytest.raises(StateError, match=r"4 wide\), found hash, 8 wide"):
-        index.add([Document("f", "red")], HashText(8))
-    assert embed.blocks == []
-    assert as_content(CORPUS) == read_content(tmp_path / "idx")
-
-
-def test_closed(index: FaissStore) -> None:
-    index.close()
-    index.close()
-    for use in (lambda: index.search(count_colours("red"), 1), index.count, index.info, lambda: index.get(["a"])):
-        with pytest.raises(InputError, match="the index was closed; open it again"):
-            use()
-
-
 def test_auto_moves_to_another_kind_as_the_index_grows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transenc.search import vector_index
 
@@ -520,11 +461,6 @@ def test_words(tmp_path: Path) -> None:
             store.search_text("cat", 1)
         store.delete(list(read_content(tmp_path / "idx")))
         assert store.search_text(["cat"], 9) == [[]]
-
-
-def test_no_words(index: FaissStore) -> None:
-    with pytest.raises(InputError, match="the index has no words to search; build it again with --hybrid"):
-        index.search_text(["red"], 1)
 
 
 # ---- several threads

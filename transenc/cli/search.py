@@ -183,10 +183,12 @@ def _check_folder(arguments: argparse.Namespace) -> None:
 
 
 def _search(arguments: argparse.Namespace) -> Iterator[str]:
+    from transenc.search.reranking import describe_hit
+
     with _open_engine(arguments) as engine:
         if arguments.query is not None:
             hits = _ask(engine, arguments.query, arguments)
-            yield to_json({"hits": [_describe(hit) for hit in hits]}) if arguments.json else _format_hits(hits)
+            yield to_json({"hits": [describe_hit(hit) for hit in hits]}) if arguments.json else _format_hits(hits)
             return
         if sys.stdin is None:
             raise InputError("no query given, and stdin is closed; name one, or pipe one a line")
@@ -197,7 +199,7 @@ def _search(arguments: argparse.Namespace) -> Iterator[str]:
             except InputError as error:
                 raise InputError(f"stdin:{number}: {error}") from error
             if arguments.json:
-                yield to_json({"query": query, "hits": [_describe(hit) for hit in hits]})
+                yield to_json({"query": query, "hits": [describe_hit(hit) for hit in hits]})
             else:
                 yield f"{_printable(query)}\n{_format_hits(hits)}\n"
 
@@ -227,21 +229,6 @@ def _ask(engine: SemanticSearch, query: str, arguments: argparse.Namespace) -> l
         hybrid=arguments.hybrid,
         rerank_weight=arguments.rerank_weight,
     )
-
-
-def _describe(hit: Hit) -> dict[str, Any]:
-    return {
-        "id": hit.id,
-        "score": hit.score,
-        "rank": hit.rank,
-        "retrieved_rank": hit.retrieved_rank,
-        "retrieval_score": hit.retrieval_score,
-        "rerank_score": hit.rerank_score,
-        "title": hit.title,
-        "text": hit.text,
-        "passage": [hit.start, hit.end],
-        "metadata": dict(hit.metadata),
-    }
 
 
 def _format_hits(hits: list[Hit]) -> str:

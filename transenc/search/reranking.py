@@ -61,6 +61,27 @@ class Hit:
     end: int = -1
 
 
+def describe_hit(hit: Hit) -> dict[str, Any]:
+    """Return a hit as JSON: what `transenc search --json` prints, and what the server answers.
+
+    Example:
+        >>> describe_hit(Hit("d1", 0.9, 1, 1, 0.9, text="It is mild.", start=0, end=11))["passage"]
+        [0, 11]
+    """
+    return {
+        "id": hit.id,
+        "score": hit.score,
+        "rank": hit.rank,
+        "retrieved_rank": hit.retrieved_rank,
+        "retrieval_score": hit.retrieval_score,
+        "rerank_score": hit.rerank_score,
+        "title": hit.title,
+        "text": hit.text,
+        "passage": [hit.start, hit.end],
+        "metadata": dict(hit.metadata),
+    }
+
+
 def rerank(
     query: str,
     hits: Sequence[Hit],

@@ -31,7 +31,7 @@ from starlette.requests import ClientDisconnect
 
 from transenc.errors import BusyError, InputError
 from transenc.search.engine import SemanticSearch
-from transenc.search.reranking import Hit
+from transenc.search.reranking import describe_hit
 from transenc.search.serving.answers import (
     CONDITION,
     Answer,
@@ -307,22 +307,6 @@ def _finish_timings(service: SearchService, request: Request, answer: Answer) ->
 
 
 # ---- forms
-
-
-def describe_hit(hit: Hit) -> dict[str, Any]:
-    """A hit as JSON, as `transenc search --json` has it."""
-    return {
-        "id": hit.id,
-        "score": hit.score,
-        "rank": hit.rank,
-        "retrieved_rank": hit.retrieved_rank,
-        "retrieval_score": hit.retrieval_score,
-        "rerank_score": hit.rerank_score,
-        "title": hit.title,
-        "text": hit.text,
-        "passage": [hit.start, hit.end],
-        "metadata": dict(hit.metadata),
-    }
 
 
 def _answer_json(content: Any, *, status: int = 200) -> Response:
