@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import cpu_name
 
 from transenc.durable import write_json
 from transenc.errors import InputError
@@ -243,13 +244,6 @@ def read_status(name: str) -> int:
         if line.startswith(name):
             return int(line.split()[1])
     raise SystemExit(f"/proc/self/status: no {name}; the memory figures need Linux")
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return "unknown"
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from bundled import bundled_model
+from machine import cpu_name
 
 from transenc.durable import write_json
 from transenc.retrieval_sets import RetrievalSet, load_retrieval
@@ -280,13 +281,6 @@ def percentile(values: Sequence[float], percent: int) -> float:
     """The value that so many per cent of the others do not exceed."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, len(ordered) * percent // 100)]
-
-
-def cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return "unknown"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from bundled import bundled_model
+from machine import cpu_name
 from search_results import describe_search
 
 from transenc.benchmarks import STS_TASKS, load_benchmark
@@ -153,14 +153,6 @@ def score_labels(run: Path, cycles: int, data: str | None) -> dict[str, dict[str
             scores = {task: values[np.array(found)] for task, found in rows.items()}
             figures[f"cycle {cycle} labels, {name}"] = evaluate_sts(scores, data=data)
     return figures
-
-
-def cpu_name() -> str:
-    """The processor's name as the system tells it."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def write_page() -> None:

@@ -995,12 +995,12 @@ def test_the_command_serves_and_ends_with_0(real_index: Path, tiny_cross: Path, 
 def test_a_signal_while_it_loads_ends_it(real_index: Path, tmp_path: Path) -> None:
     def work() -> None:
         from transenc.cli import main
-        from transenc.search import engine
+        from transenc.search import models
 
         def load(*arguments: Any, **options: Any) -> None:
             signal.raise_signal(signal.SIGTERM)
 
-        engine.load_bi_encoder = load  # type: ignore[assignment]
+        models.load_bi_encoder = load  # type: ignore[assignment]
         with (tmp_path / "log").open("w", encoding="utf-8") as stream, redirect_stderr(stream):
             os._exit(main(["serve", str(real_index), "--port", "0"]))
 

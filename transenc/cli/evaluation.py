@@ -12,7 +12,6 @@ from transenc.cli.options import (
     add_verb,
     format_number,
     load_encoders,
-    load_searchers,
     quiet_libraries,
     to_json,
 )
@@ -86,7 +85,7 @@ def _evaluate_pairs(arguments: argparse.Namespace) -> dict[str, Any]:
 def _evaluate_retrieval(arguments: argparse.Namespace) -> dict[str, Any]:
     from transenc.retrieval_evaluation import evaluate_retrieval
 
-    model, cross = load_searchers(arguments, arguments.model[0] if arguments.model else None, arguments.rerank)
+    model, cross = _load_models(arguments)
     given = {name: getattr(arguments, name) for name in _RETRIEVAL_FLAGS if name != "rerank"}
     return evaluate_retrieval(
         model,
@@ -97,6 +96,27 @@ def _evaluate_retrieval(arguments: argparse.Namespace) -> dict[str, Any]:
         progress=True,
         **{name: value for name, value in given.items() if value is not None},
     )
+
+
+def _load_models(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    from transenc.encoders import load_cross_encoder, resolve_precision
+    from transenc.search.models import load_models
+
+    device, trust = arguments.device, arguments.trust_remote_code
+    if arguments.model:
+        return load_models(
+            arguments.model[0],
+            arguments.rerank,
+            pooling=arguments.pooling,
+            max_length=arguments.max_length,
+            precision=arguments.precision,
+            device=device,
+            trust_remote_code=trust,
+        )
+    if arguments.rerank is None:
+        return None, None
+    dtype = resolve_precision(arguments.precision, device=device)
+    return None, load_cross_encoder(arguments.rerank, dtype=dtype, device=device, trust_remote_code=trust)
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:

@@ -28,6 +28,7 @@ def add_model_options(
     length: bool = True,
     batch: bool = True,
     data: bool = True,
+    trust: bool = True,
     precision: str | None = None,
 ) -> None:
     """Add the flags of every command that loads a model; `precision` is the default of that flag, None: no flag."""
@@ -36,11 +37,12 @@ def add_model_options(
     verb.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     if data:
         verb.add_argument("--data", help="folder of the benchmarks; default: $TRANSENC_DATA, else the Hub")
-    verb.add_argument(
-        "--trust-remote-code",
-        action="store_true",
-        help="run model code from the Hub: only if you read it",
-    )
+    if trust:
+        verb.add_argument(
+            "--trust-remote-code",
+            action="store_true",
+            help="run model code from the Hub: only if you read it",
+        )
     if length:
         verb.add_argument("--max-length", type=int, help="tokens kept; default: what the model says")
     if batch:
@@ -48,6 +50,23 @@ def add_model_options(
     if precision:
         meaning = {"auto": "what is fast here", "float32": "exact"}[precision]
         verb.add_argument("--precision", choices=PRECISIONS, default=precision, help=f"default: {precision}, {meaning}")
+
+
+def add_rerank_options(verb: argparse.ArgumentParser) -> None:
+    """Add the flags that name the cross-encoder of a search, and what it reads."""
+    verb.add_argument("--rerank", metavar="MODEL", help="cross-encoder: folder or Hub id")
+    verb.add_argument(
+        "--rerank-unit",
+        choices=("sentence", "passage"),
+        default="sentence",
+        help="what the cross-encoder reads: default: sentence, for one distilled on sentence pairs",
+    )
+
+
+def add_index_model_options(verb: argparse.ArgumentParser, *, trust: bool = True) -> None:
+    """Add the flags of a command that loads the encoder of an index, which itself says pooling and length."""
+    verb.add_argument("--model", help="where the index's bi-encoder lies now, if it was moved")
+    add_model_options(verb, pooling=False, length=False, data=False, trust=trust, precision="auto")
 
 
 def load_encoders(arguments: argparse.Namespace, names: Sequence[str]) -> list[Any]:
@@ -66,28 +85,6 @@ def load_encoders(arguments: argparse.Namespace, names: Sequence[str]) -> list[A
         )
         for name in names
     ]
-
-
-def load_searchers(arguments: argparse.Namespace, bi: str | None, cross: str | None) -> tuple[Any, Any]:
-    """Load the bi-encoder and the cross-encoder of a search; pooling and length are the bi-encoder's."""
-    from transenc.encoders import load_bi_encoder, load_cross_encoder, resolve_device, resolve_precision
-
-    device = resolve_device(arguments.device)
-    dtype = resolve_precision(arguments.precision, device=device)
-    trust = arguments.trust_remote_code
-    model = reranker = None
-    if bi is not None:
-        model = load_bi_encoder(
-            bi,
-            pooling=arguments.pooling,
-            max_length=arguments.max_length,
-            dtype=dtype,
-            device=device,
-            trust_remote_code=trust,
-        )
-    if cross is not None:
-        reranker = load_cross_encoder(cross, dtype=dtype, device=device, trust_remote_code=trust)
-    return model, reranker
 
 
 def quiet_libraries() -> None:

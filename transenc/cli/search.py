@@ -7,7 +7,15 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from transenc.cli.options import add_model_options, add_verb, format_number, quiet_libraries, to_json
+from transenc.cli.options import (
+    add_index_model_options,
+    add_model_options,
+    add_rerank_options,
+    add_verb,
+    format_number,
+    quiet_libraries,
+    to_json,
+)
 from transenc.errors import InputError
 from transenc.signals import stop_on_signals
 
@@ -42,7 +50,7 @@ def add_index(verbs: Any) -> None:
     add.add_argument("--corpus", required=True, help=_CORPUS)
     add.add_argument("--upsert", action="store_true", help="replace documents whose id is indexed already")
     add.add_argument("--skip-empty", action="store_true", help="leave out documents without text")
-    _add_encoder_options(add)
+    add_index_model_options(add)
     delete = _add_action(actions, "delete", "delete documents", _delete)
     delete.add_argument(
         "--id",
@@ -62,13 +70,7 @@ def add_search(verbs: Any) -> None:
     verb = add_verb(verbs, "search", "find the documents that answer a query", _search)
     verb.add_argument("path", metavar="INDEX", help="folder of an index, or milvus://host:port/name")
     verb.add_argument("query", nargs="?", help="text; without it, one query per line of stdin")
-    verb.add_argument("--rerank", metavar="MODEL", help="cross-encoder: folder or Hub id")
-    verb.add_argument(
-        "--rerank-unit",
-        choices=("sentence", "passage"),
-        default="sentence",
-        help="what the cross-encoder reads: default: sentence, for one distilled on sentence pairs",
-    )
+    add_rerank_options(verb)
     verb.add_argument("--top-k", type=int, default=10, help="hits shown (10)")
     verb.add_argument("--candidates", type=int, default=100, help="documents retrieved for reranking or hybrid (100)")
     verb.add_argument(
@@ -85,7 +87,7 @@ def add_search(verbs: Any) -> None:
         metavar="W",
         help="weight of the cross-encoder, 0 to 1 (1: its order alone); default: chosen without labels",
     )
-    _add_encoder_options(verb)
+    add_index_model_options(verb)
 
 
 def verify_index(arguments: argparse.Namespace) -> str:
@@ -106,11 +108,6 @@ def _add_action(actions: Any, name: str, text: str, run: Any) -> argparse.Argume
     action = add_verb(actions, name, text, run)
     action.add_argument("path", metavar="INDEX", help="folder of the index, or milvus://host:port/name")
     return action
-
-
-def _add_encoder_options(verb: argparse.ArgumentParser) -> None:
-    verb.add_argument("--model", help="where the index's bi-encoder lies now, if it was moved")
-    add_model_options(verb, pooling=False, length=False, data=False, precision="auto")
 
 
 def _build(arguments: argparse.Namespace) -> str:

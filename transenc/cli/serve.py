@@ -10,8 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from transenc.cli.options import quiet_libraries
-from transenc.config import PRECISIONS
+from transenc.cli.options import add_index_model_options, add_rerank_options, quiet_libraries
 from transenc.errors import InputError
 from transenc.search.serving.limits import Limits
 from transenc.signals import stop_on_signals
@@ -25,13 +24,7 @@ def add_serve(verbs: Any) -> None:
     text = "answer searches over HTTP, with a page to search on (extra `serve`)"
     verb = verbs.add_parser("serve", help=text, description=text)
     verb.add_argument("path", metavar="INDEX", help="folder of an index, or milvus://host:port/name")
-    verb.add_argument("--rerank", metavar="MODEL", help="cross-encoder: folder or Hub id")
-    verb.add_argument(
-        "--rerank-unit",
-        choices=("sentence", "passage"),
-        default="sentence",
-        help="what the cross-encoder reads: default: sentence, for one distilled on sentence pairs",
-    )
+    add_rerank_options(verb)
     verb.add_argument("--host", default="127.0.0.1", help="address to listen at (127.0.0.1); 0.0.0.0: all of them")
     verb.add_argument("--port", type=int, default=8000, help="its port (8000); 0: any free one")
     verb.add_argument(
@@ -42,10 +35,7 @@ def add_serve(verbs: Any) -> None:
         help="name under which the server is known, behind a proxy for instance; may be given several times",
     )
     # no --trust-remote-code: what answers strangers runs no code that came with a model
-    verb.add_argument("--model", help="where the index's bi-encoder lies now, if it was moved")
-    verb.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
-    verb.add_argument("--batch-tokens", type=int, help="token budget of one batch; default: by the device")
-    verb.add_argument("--precision", choices=PRECISIONS, default="auto", help="default: auto, what is fast here")
+    add_index_model_options(verb, trust=False)
     verb.add_argument("--debug", action="store_true", help="show a traceback on errors")
     verb.set_defaults(run=_serve)
     limits = verb.add_argument_group("limits")

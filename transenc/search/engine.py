@@ -5,27 +5,24 @@ Doors take names and paths (`SemanticSearch.build`, `SemanticSearch.open`), the 
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import CrossEncoder
 from tqdm import tqdm
 
 from transenc.corpus import Document, read_corpus
-from transenc.encoders import load_bi_encoder, load_cross_encoder, resolve_precision
 from transenc.errors import InputError, StateError
-from transenc.model_folders import encoder_fingerprint, find_model_folder
+from transenc.model_folders import encoder_fingerprint
 from transenc.search.lexical import fuse_ranks
+from transenc.search.models import describe_place, load_models
 from transenc.search.passages import PassageEncoder
 from transenc.search.reranking import UNITS, Hit, rerank_many
 from transenc.search.store import Condition, Match, VectorStore, check_top_k, parse_condition
 from transenc.search.stores import build_store, open_store
-
-_LOG = logging.getLogger(__name__)
 
 _QUERIES_AT_ONCE = 64  # bounds the documents in memory: 64 queries with 100 candidates are 6,400
 
@@ -120,7 +117,7 @@ class SemanticSearch:
             StateError: The index at `path` is damaged, or the disk is full.
             BusyError: Another process is changing this index.
         """
-        model, cross = _load_models(
+        model, cross = load_models(
             bi_encoder,
             cross_encoder,
             pooling=pooling,
@@ -133,7 +130,7 @@ class SemanticSearch:
         assert length is not None  # load_bi_encoder sets it
         fingerprint = encoder_fingerprint(bi_encoder, pooling=pooling, max_length=length)
         facts = {
-            **_describe_place(bi_encoder),
+            **describe_place(bi_encoder),
             "fingerprint": fingerprint,
             "pooling": pooling,
             "max_length": length,
@@ -190,7 +187,7 @@ class SemanticSearch:
                 f"{path} was built with another encoder: expected fingerprint {facts['fingerprint'][:12]} "
                 f"({facts['name']}), found {found[:12]} ({name}); name that one, or build the index again"
             )
-        model, cross = _load_models(
+        model, cross = load_models(
             name,
             cross_encoder,
             pooling=pooling,
@@ -414,38 +411,3 @@ def _make_hit(document: Document, match: Match, *, score: float, rank: int) -> H
         start=match.start,
         end=match.end,
     )
-
-
-def _load_models(
-    bi_encoder: str | Path,
-    cross_encoder: str | Path | None,
-    *,
-    pooling: str | None,
-    max_length: int | None,
-    precision: str,
-    device: str | None,
-    trust_remote_code: bool,
-) -> tuple[SentenceTransformer, CrossEncoder | None]:
-    dtype = resolve_precision(precision, device=device)
-    model = load_bi_encoder(
-        bi_encoder,
-        pooling=pooling,
-        max_length=max_length,
-        dtype=dtype,
-        device=device,
-        trust_remote_code=trust_remote_code,
-    )
-    if model.similarity_fn_name not in (None, "cosine"):
-        _LOG.warning("%s asks for the similarity %s; search compares by cosine", bi_encoder, model.similarity_fn_name)
-    if cross_encoder is None:
-        return model, None
-    cross = load_cross_encoder(cross_encoder, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    return model, cross
-
-
-def _describe_place(name: str | Path) -> dict[str, str | None]:
-    """Where the encoder was: a folder, or a Hub id and its revision."""
-    folder = find_model_folder(name)
-    if Path(name).expanduser().is_dir():
-        return {"name": str(folder), "revision": None}
-    return {"name": str(name), "revision": folder.name}

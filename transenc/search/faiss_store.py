@@ -5,7 +5,6 @@ See `generations` for the folder and `snapshot` for what a generation holds.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -30,7 +29,7 @@ from transenc.search.assembly import (
 from transenc.search.chunks import VECTORS, slice_rows, write_vectors
 from transenc.search.documents import DocumentTable
 from transenc.search.snapshot import DOCUMENTS, FORMAT, INDEX, Snapshot
-from transenc.search.store import Condition, Embed, Match, check_ids
+from transenc.search.store import Condition, Embed, Match, check_embed, check_ids, copy_facts
 from transenc.search.vector_index import KINDS
 
 Location = str | os.PathLike[str]
@@ -99,14 +98,14 @@ class FaissStore:
         """
         if kind not in (*KINDS, "auto"):
             raise InputError(f"kind: expected auto, {', '.join(KINDS)}, found {kind!r}")
-        _check_embed(embed)
+        check_embed(embed)
         facts = {
             "format": FORMAT,
             "generation": 0,
             "metric": "cosine",
             "dim": embed.dim,
             "kind_asked": kind,
-            "encoder": _copy_json(encoder),
+            "encoder": copy_facts(encoder),
             "embedding": embed.fingerprint,
             "lexical": bool(lexical),
             "truncated": 0,
@@ -148,7 +147,7 @@ class FaissStore:
             StateError: Another encoder than that of the index, damage, or a full disk.
             BusyError: Another process is changing this index.
         """
-        _check_embed(embed)
+        check_embed(embed)
         with generations.change_index(self.path):
             base = generations.open_current(self.path, Snapshot)
             facts = dict(base.facts)
@@ -310,20 +309,3 @@ def verify_index(path: Location) -> dict[str, Any]:
     with closing(FaissStore.open(path)) as store:
         store._snapshot.check_content()
         return {"index": str(path), **store.info()}
-
-
-def _check_embed(embed: Embed) -> None:
-    if not isinstance(embed.fingerprint, str) or isinstance(embed.dim, bool) or not isinstance(embed.dim, int):
-        found = f"{type(embed.fingerprint).__name__} and {type(embed.dim).__name__}"
-        raise TypeError(f"embed: expected a str as fingerprint and an int as dim, found {found}")
-    if embed.dim < 1:
-        raise InputError(f"embed: expected vectors of at least one number, found dim {embed.dim}")
-
-
-def _copy_json(encoder: dict[str, Any]) -> dict[str, Any]:
-    if not isinstance(encoder, dict):
-        raise TypeError(f"encoder: expected a dict of facts, found {type(encoder).__name__}")
-    try:
-        return json.loads(json.dumps(encoder, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"encoder: expected facts that JSON has ({error})") from error

@@ -5,6 +5,7 @@ A document is stored as one or more passages with one vector each, and found by 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -257,6 +258,37 @@ def check_ids(ids: Any) -> list[str]:
         if not isinstance(value, str):
             raise TypeError(f"ids[{i}]: expected a str, found {type(value).__name__}")
     return listed
+
+
+def check_embed(embed: Any) -> None:
+    """Raise TypeError or InputError for an encoder that does not say what it makes.
+
+    Example:
+        >>> check_embed("my/encoder")
+        Traceback (most recent call last):
+        TypeError: embed: expected a str as fingerprint and an int as dim, found NoneType and NoneType
+    """
+    fingerprint, dim = getattr(embed, "fingerprint", None), getattr(embed, "dim", None)
+    if not isinstance(fingerprint, str) or isinstance(dim, bool) or not isinstance(dim, int):
+        found = f"{type(fingerprint).__name__} and {type(dim).__name__}"
+        raise TypeError(f"embed: expected a str as fingerprint and an int as dim, found {found}")
+    if dim < 1:
+        raise InputError(f"embed: expected vectors of at least one number, found dim {dim}")
+
+
+def copy_facts(encoder: Any) -> dict[str, Any]:
+    """Return a copy of an encoder's facts, or raise TypeError or InputError when JSON does not have them.
+
+    Example:
+        >>> copy_facts({"name": "my/encoder", "max_length": 256})
+        {'name': 'my/encoder', 'max_length': 256}
+    """
+    if not isinstance(encoder, dict):
+        raise TypeError(f"encoder: expected a dict of facts, found {type(encoder).__name__}")
+    try:
+        return json.loads(json.dumps(encoder, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"encoder: expected facts that JSON has ({error})") from error
 
 
 def find_not_finite(vectors: np.ndarray) -> int | None:

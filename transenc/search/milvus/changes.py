@@ -7,7 +7,6 @@ cleared away by the next one: rows of a change that was not finished are deleted
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from contextlib import closing, suppress
@@ -35,7 +34,7 @@ from transenc.search.milvus.rows import (
 from transenc.search.milvus.staging import Staged, stage_documents
 from transenc.search.milvus.state import FORMAT, make_properties, read_catalogue, read_facts, write_facts
 from transenc.search.milvus.view import View
-from transenc.search.store import Embed
+from transenc.search.store import Embed, check_embed, copy_facts
 from transenc.tables import show
 
 _SEALED_FROM = 1000  # rows; what is not sealed is not indexed, and searched one by one
@@ -54,12 +53,6 @@ def start_facts(embed: Embed, encoder: dict[str, Any], *, kind: str, lexical: bo
         raise InputError(f"kind: expected {' or '.join(KINDS)} for an index in Milvus, found {show(kind)}")
     check_embed(embed)
     check_dim(embed.dim)
-    if not isinstance(encoder, dict):
-        raise TypeError(f"encoder: expected a dict of facts, found {type(encoder).__name__}")
-    try:
-        copied = json.loads(json.dumps(encoder, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"encoder: expected facts that JSON has ({error})") from error
     return {
         "format": FORMAT,
         "generation": 0,
@@ -69,7 +62,7 @@ def start_facts(embed: Embed, encoder: dict[str, Any], *, kind: str, lexical: bo
         "dim": embed.dim,
         "kind": "hnsw" if kind == "hnsw" else "autoindex",
         "kind_asked": kind,
-        "encoder": copied,
+        "encoder": copy_facts(encoder),
         "embedding": embed.fingerprint,
         "lexical": bool(lexical),
         "truncated": 0,
@@ -78,13 +71,6 @@ def start_facts(embed: Embed, encoder: dict[str, Any], *, kind: str, lexical: bo
         "next": {"document": 0, "passage": 0, "piece": 0},  # numbers that were never given
         "keys": [],
     }
-
-
-def check_embed(embed: Embed) -> None:
-    """Raise TypeError or InputError for an encoder that does not say what it makes."""
-    if not isinstance(embed.fingerprint, str) or isinstance(embed.dim, bool) or not isinstance(embed.dim, int):
-        found = f"{type(embed.fingerprint).__name__} and {type(embed.dim).__name__}"
-        raise TypeError(f"embed: expected a str as fingerprint and an int as dim, found {found}")
 
 
 def build_generation(

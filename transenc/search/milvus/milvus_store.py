@@ -17,7 +17,6 @@ from transenc.corpus import Document
 from transenc.errors import BusyError, InputError, StateError
 from transenc.search.milvus.changes import (
     build_generation,
-    check_embed,
     commit_change,
     fill_collections,
     repair_generation,
@@ -30,7 +29,7 @@ from transenc.search.milvus.rows import load_generation
 from transenc.search.milvus.staging import stage_documents
 from transenc.search.milvus.state import read_catalogue, read_facts, read_view
 from transenc.search.milvus.view import View
-from transenc.search.store import Condition, Embed, Match, check_ids, check_queries, check_top_k
+from transenc.search.store import Condition, Embed, Match, check_embed, check_ids, check_queries, check_top_k
 from transenc.tables import show
 
 _TRIES = 10
