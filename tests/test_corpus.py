@@ -20,7 +20,7 @@ import pytest
 from datasets import Dataset
 
 from transenc import corpus
-from transenc.corpus import Document, read_corpus, read_qrels, read_queries
+from transenc.corpus import Document, read_corpus, read_qrels, read_queries, read_sentences
 from transenc.errors import InputError
 
 ROWS = [("a", "One", "First text."), ("b", "", 'Second "text", with\u2028more'), (" c\x00/../x", "Three", "NA")]
@@ -405,3 +405,95 @@ def test_examples_run() -> None:
     result = doctest.testmod(corpus)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+# ---- sentences
+
+LINES = ["It rains.", " It snows. ", "雨が降る。"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("s.txt", "\ufeffIt rains.\r\n\n It snows. \n \t\n雨が降る。"),
+        ("s.txt.gz", "It rains.\n It snows. \n雨が降る。\n"),
+        ("s.tsv", "id\tsentence\ttext\n1\tIt rains.\ta\n2\t It snows. \tb\n3\t雨が降る。\tc\n"),
+        ("s.csv", 'text,n\n"It rains.",1\n It snows. ,2\n雨が降る。,3\n'),
+        ("s.jsonl", "".join(json.dumps({"n": 1, "sentence": line}) + "\n" for line in LINES)),
+        ("s.jsonl.gz", "".join(json.dumps({"text": line}) + "\n" for line in LINES)),
+    ],
+)
+def test_sentences_of_every_format(write, name: str, content: str) -> None:
+    assert read_sentences(write(name, content)) == LINES
+
+
+def test_sentences_of_parquet_datasets_and_strings(tmp_path: Path) -> None:
+    path = tmp_path / "s.parquet"
+    pq.write_table(pa.table({"n": [1, 2, 3], "text": LINES}), path)
+    for source in (path, Dataset.from_dict({"sentence": LINES}), LINES, iter(LINES), tuple(LINES)):
+        assert read_sentences(source) == LINES
+
+
+def test_repeated_sentences_and_blank_lines_are_left_out_and_counted(write, caplog: pytest.LogCaptureFixture) -> None:
+    first, second = write("a.txt", "b\n\na\n\u200b\nb\nB\n"), write("b.txt", "c\na\n")
+    with caplog.at_level(logging.WARNING, "transenc"):
+        assert read_sentences(first, second) == ["b", "a", "B", "c"]
+    assert f"{first}: blank lines left out: 2" in caplog.text
+    assert f"{first}, {second}: repeated sentences left out: 2 of 6" in caplog.text
+
+
+def test_a_sample_of_sentences_keeps_their_order() -> None:
+    lines = [f"number {i}" for i in range(100)]
+    sample = read_sentences(lines, max_sentences=10, seed=3)
+    assert len(sample) == 10 and sample == sorted(sample, key=lines.index)
+    assert sample == read_sentences(iter(lines), max_sentences=10, seed=3)
+    assert sample != read_sentences(lines, max_sentences=10, seed=4)
+    assert read_sentences(lines, max_sentences=100) == lines
+
+
+def test_a_line_of_a_million_characters_stays_whole(write) -> None:
+    long = "x" * 1_000_000
+    assert read_sentences(write("a.txt", f"{long}\na\n")) == [long, "a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.txt", "", ": expected sentences, found an empty file"),
+        ("a.txt", "\n\n", ": expected at least 2 different sentences, found 0; add sentences"),
+        ("a.txt", "one\n", ": expected at least 2 different sentences, found 1; add sentences"),
+        ("a.txt", "one\none\n", ": expected at least 2 different sentences, all 2 are the same"),
+        ("a.txt", b"one\ntw\xff\n", ":2: expected UTF-8 text, found the byte 0xff"),
+        ("a.tsv", "a\tb\n1\t2\n", ":1: expected a column 'sentence' in a header line, found 'a', 'b'"),
+        ("a.tsv", "text\none\n \u200b\n", ":3: expected a sentence"),
+        ("a.tsv", "text\none\n\n", ":3: expected a sentence, found a blank line"),
+        ("a.jsonl", '{"text": "a"}\n{"text": 3}\n', ":2: expected text in 'sentence', found 3"),
+        ("a.jsonl", '{"text": "a"}\n{"sentence": "b"}\n', ":2: expected 'text', found 'sentence'; add it"),
+    ],
+)
+def test_unusable_sentences_are_refused(write, name: str, content: str | bytes, expected: str) -> None:
+    path = write(name, content)
+    with pytest.raises(InputError) as caught:
+        read_sentences(path)
+    assert str(caught.value).startswith(f"{path}{expected}")
+
+
+def test_wrong_types_of_sentences_are_named() -> None:
+    for source, expected in (
+        (b"x", "expected a path, .* or an iterable of strings, found bytes"),
+        ({"a": 1}, "found dict"),
+        (3, "found int"),
+        (["a", 3], r"sentences\[1\]: expected a str, found int"),
+    ):
+        with pytest.raises(TypeError, match=expected):
+            read_sentences(source)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"sentences\[1\]: expected a sentence, found ' '"):
+        read_sentences(["a", " "])
+    with pytest.raises(InputError, match=r"sentences\[0\]: expected valid Unicode text .* lone surrogate"):
+        read_sentences(["\ud800", "b"])
+    with pytest.raises(InputError, match="max_sentences: expected at least 2, found 1"):
+        read_sentences(["a", "b"], max_sentences=1)
+    with pytest.raises(TypeError, match="max_sentences: expected a whole number, found True"):
+        read_sentences(["a", "b"], max_sentences=True)
+    with pytest.raises(InputError, match="expected at least 2 different sentences, found 0"):
+        read_sentences()

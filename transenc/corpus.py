@@ -1,7 +1,7 @@
-"""Documents to search, with the queries and judgements that measure search: read one at a time, strictly.
+"""Raw text, read strictly: documents to search with the queries and judgements that measure it, and plain sentences.
 
-Nothing is guessed, repaired or skipped. What cannot be used raises InputError with its place (``docs.jsonl:7``, the
-physical line), what was expected, what was found and what to do.
+Nothing is guessed, repaired or skipped in silence. What cannot be used raises InputError with its place
+(``docs.jsonl:7``, the physical line), what was expected, what was found and what to do.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import datetime
 import logging
 import math
 import os
+import random
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,9 +26,11 @@ logger = logging.getLogger(__name__)
 
 IDS = ("_id", "id")  # where a document's id is looked for, in this order
 QRELS = ("query-id", "corpus-id", "score")
+SENTENCE_COLUMNS = ("sentence", "text")  # where a sentence is looked for, in this order
 
 _DEPTH = 64  # of metadata; more would exhaust whoever writes it as JSON
 _WHOLE = re.compile(r"[+-]?[0-9]{1,9}")
+_PLAIN = re.compile(r"\.txt(\.gz)?$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,55 @@ def read_corpus(
             f"found {type(source).__name__}"
         )
     return _drop_empty(_read_items(source), "documents", skip_empty=skip_empty)
+
+
+def read_sentences(
+    *sources: str | os.PathLike[str] | Dataset | Iterable[str], max_sentences: int | None = None, seed: int = 2021
+) -> list[str]:
+    """Read sentences to learn from: each once, in the order of the sources.
+
+    Files and data sets as for `read_corpus`, of which only the column ``sentence``, or else ``text``, is read. Blank
+    lines of .txt files and repeated sentences are left out, and the log says how many. A sentence of any length is
+    kept whole; who encodes it cuts it.
+
+    Args:
+        sources: One or more of: a path, a Hub dataset id ("owner/name" or "owner/name:split"), a
+            ``datasets.Dataset``, or an iterable of strings, which are the sentences.
+        max_sentences: Keep a random sample of this many, in their order.
+        seed: Decides the sample.
+
+    Returns:
+        2 or more different sentences.
+
+    Raises:
+        InputError: A source cannot be read, a row has no text, or there are fewer than 2 different sentences.
+        TypeError: A source, or an item of it, has the wrong Python type.
+
+    Example:
+        >>> read_sentences(["It rains.", "It snows.", "It rains."])
+        ['It rains.', 'It snows.']
+    """
+    if max_sentences is not None and (isinstance(max_sentences, bool) or not isinstance(max_sentences, int)):
+        raise TypeError(f"max_sentences: expected a whole number, found {max_sentences!r}")
+    if max_sentences is not None and max_sentences < 2:
+        raise InputError(f"max_sentences: expected at least 2, found {max_sentences}")
+    tables = [_open_sentences(source) for source in sources]
+    where = ", ".join(dict.fromkeys(place for place, _ in tables)) or "sentences"
+    found: dict[str, None] = {}
+    read = 0
+    for _, rows in tables:
+        for text in rows:
+            found[text] = None
+            read += 1
+    if len(found) < 2:
+        many = f"all {read} are the same" if read > 1 else f"found {read}"
+        raise InputError(f"{where}: expected at least 2 different sentences, {many}; add sentences")
+    if len(found) < read:
+        logger.warning("%s: repeated sentences left out: %d of %d", where, read - len(found), read)
+    sentences = list(found)
+    if max_sentences is None or max_sentences >= len(sentences):
+        return sentences
+    return [sentences[row] for row in sorted(random.Random(seed).sample(range(len(sentences)), max_sentences))]
 
 
 def read_queries(source: str | os.PathLike[str] | Dataset) -> dict[str, str]:
@@ -209,6 +261,50 @@ def _read_items(items: Iterable[Any]) -> Iterator[Document]:
             yield _read_record(item, at, number, id_column)
         else:
             raise TypeError(f"{at}: expected a Document or a mapping, found {type(item).__name__}")
+
+
+def _open_sentences(source: Any) -> tuple[str, Iterator[str]]:
+    if isinstance(source, str | os.PathLike) or is_dataset(source):
+        table = open_table(source, ["sentence"], optional=("text",), items=("sentence", "sentences"))
+        column = next((name for name in SENTENCE_COLUMNS if name in table.names), SENTENCE_COLUMNS[0])
+        _check_header(table, required=(column,))
+        plain = isinstance(source, str | os.PathLike) and _PLAIN.search(os.fspath(source)) is not None
+        return table.place, _check_sentences(_read_column(table, column), table.place, skip_blank=plain)
+    if isinstance(source, bytes | Mapping) or not isinstance(source, Iterable):
+        raise TypeError(
+            "sentences: expected a path, a Hub dataset id, a datasets.Dataset or an iterable of strings, "
+            f"found {type(source).__name__}"
+        )
+    return "sentences", _check_sentences(_read_strings(source), "sentences", skip_blank=False)
+
+
+def _read_column(table: Table, column: str) -> Iterator[tuple[str, Any]]:
+    for row, record in table.rows:
+        at = table.at(row)
+        if column not in record:
+            raise InputError(f"{at}: expected {column!r}, found {show_names(list(record))}; add it")
+        yield at, record[column]
+
+
+def _read_strings(items: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    for number, item in enumerate(items):
+        if not isinstance(item, str):
+            raise TypeError(f"sentences[{number}]: expected a str, found {type(item).__name__}")
+        yield f"sentences[{number}]", item
+
+
+def _check_sentences(rows: Iterator[tuple[str, Any]], place: str, *, skip_blank: bool) -> Iterator[str]:
+    blank = 0
+    for at, value in rows:
+        text = _check_text(value, "sentence", at)
+        if not is_blank(text):
+            yield text
+        elif skip_blank:
+            blank += 1
+        else:
+            raise InputError(f"{at}: expected a sentence, found {show(text)}; fill it in or delete the row")
+    if blank:
+        logger.warning("%s: blank lines left out: %d", place, blank)
 
 
 def _find_id(names: Iterable[str]) -> str | None:
