@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from transenc.config import PRESETS, REFERENCE, DistillConfig, merge_config, read_config, to_dict
+from transenc.config import PRESETS, REFERENCE, BootstrapSettings, DistillConfig, merge_config, read_config, to_dict
 from transenc.errors import InputError
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "method.md"
@@ -52,6 +52,22 @@ def test_the_reference_preset_is_the_recipe_of_the_paper() -> None:
         ({"cross": 3}, ["cross", "mapping", "3"]),
         ({"epoch": 3}, ["no setting 'epoch'", "cycles"]),
         ({"bi": {"batch_size": "32"}}, ["batch_size", "int", "'32'"]),
+        ({"bootstrap": {"objective": "clip"}}, ["bootstrap", "objective", "simcse, mirror", "clip"]),
+        ({"bootstrap": {"batch_size": 1}}, ["batch_size", "2 or more", "1"]),
+        ({"bootstrap": {"temperature": 0.0}}, ["temperature", "positive", "0.0"]),
+        ({"bootstrap": {"temperature": "hot"}}, ["temperature", "float", "hot"]),
+        ({"bootstrap": {"mini_batch": 0}}, ["mini_batch", "1 or more", "0"]),
+        ({"bootstrap": {"mini_batch": 8, "objective": "tsdae"}}, ["mini_batch", "tsdae", "simcse and mirror", "8"]),
+        ({"bootstrap": {"mask_span": -1}}, ["mask_span", "-1"]),
+        ({"bootstrap": {"queue": -1}}, ["queue", "-1"]),
+        ({"bootstrap": {"memory": 1.0}}, ["memory", "below 1", "1.0"]),
+        ({"bootstrap": {"template": "no place"}}, ["template", "{} once", "no place"]),
+        ({"bootstrap": {"template": "{} and {}"}}, ["template", "{} once"]),
+        ({"mine": {"pairs_per_sentence": 0.0}}, ["pairs_per_sentence", "positive"]),
+        ({"mine": {"max_pairs": 1}}, ["max_pairs", "2 or more"]),
+        ({"mine": {"neighbours": 0}}, ["neighbours", "1 or more"]),
+        ({"mine": {"bins": 0}}, ["bins", "1 or more"]),
+        ({"mine": {"near_duplicate": 1.5}}, ["near_duplicate", "at most 1", "1.5"]),
     ],
 )
 def test_wrong_settings_are_named(changes: dict[str, Any], words: list[str]) -> None:
@@ -65,6 +81,18 @@ def test_merging_changes_only_what_is_named() -> None:
     merged = merge_config(REFERENCE, {"cycles": 2, "bi": {"learning_rate": "3e-5", "epochs": 4}})
     bi = dataclasses.replace(REFERENCE.bi, learning_rate=3e-5, epochs=4.0)
     assert merged == dataclasses.replace(REFERENCE, cycles=2, bi=bi)
+
+
+@pytest.mark.parametrize(
+    ("settings", "temperature"),
+    [
+        (BootstrapSettings(), 0.05),
+        (BootstrapSettings(objective="mirror"), 0.04),
+        (BootstrapSettings(objective="mirror", temperature=0.1), 0.1),
+    ],
+)
+def test_the_temperature_is_that_of_the_objective(settings: BootstrapSettings, temperature: float) -> None:
+    assert settings.resolved_temperature == temperature
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -106,5 +134,5 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def show(value: Any) -> str:
     if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "by the device"}[value]
+        return {True: "yes", False: "no", None: "none"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -19,10 +19,10 @@ LAYERS = [
     layer.split()
     for layer in (
         "errors config durable signals tables pairs corpus benchmarks retrieval_sets model_folders run",
-        "metrics encoders",
-        "scoring alignment losses checkpoints training",
-        "labeling mining search evaluation retrieval_evaluation",
-        "bootstrap outcome planning distillation",
+        "metrics encoders templates",
+        "scoring alignment losses objectives checkpoints training",
+        "labeling search mining evaluation retrieval_evaluation",
+        "bootstrapping outcome planning distillation",
         "report export cli __main__",
     )
 ]

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from transenc import metrics
-from transenc.errors import StateError
+from transenc.errors import InputError, StateError
 from transenc.metrics import (
     Correlation,
     RankingQuality,
     RetrievalQuality,
     correlation,
+    embedding_spread,
     ranking_quality,
     retrieval_quality,
 )
@@ -189,3 +190,37 @@ def test_examples_run() -> None:
     result = doctest.testmod(metrics)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+# ---- the spread of embeddings
+
+
+def test_the_spread_of_three_axes_by_hand() -> None:
+    # cosines 0, squared distances 2, singular values 1, 1, 1; lengths do not count
+    spread = embedding_spread(np.diag([1.0, 5.0, 0.1]).astype(np.float32))
+    assert spread == pytest.approx({"mean_cosine": 0.0, "uniformity": -4.0, "effective_rank": 3.0})
+
+
+def test_the_spread_of_a_mixed_set_by_hand() -> None:
+    # (1, 0), (-2, 0), (0, 3): cosines -1, 0, 0; squared distances 4, 2, 2; singular values sqrt 2 and 1
+    spread = embedding_spread(np.array([[1.0, 0], [-2, 0], [0, 3]]))
+    p = math.sqrt(2) / (1 + math.sqrt(2))
+    assert spread["mean_cosine"] == pytest.approx(-1 / 3)
+    assert spread["uniformity"] == pytest.approx(math.log((math.exp(-8) + 2 * math.exp(-4)) / 3))
+    assert spread["effective_rank"] == pytest.approx(math.exp(-p * math.log(p) - (1 - p) * math.log(1 - p)))
+
+
+def test_the_spread_of_vectors_that_are_alike() -> None:
+    alike = {"mean_cosine": 1.0, "uniformity": 0.0, "effective_rank": 1.0}
+    assert embedding_spread(np.full((4, 3), 0.7)) == pytest.approx(alike, abs=1e-6)
+    assert embedding_spread(np.zeros((4, 3))) == {"mean_cosine": 0.0, "uniformity": 0.0, "effective_rank": 0.0}
+    # a vector of length 0 is as far from the others as the centre: squared distance 1
+    one_zero = embedding_spread(np.array([[1.0, 0], [0, 0]]))
+    assert one_zero == pytest.approx({"mean_cosine": 0.0, "uniformity": -2.0, "effective_rank": 1.0})
+
+
+def test_a_spread_that_is_undefined_is_refused() -> None:
+    with pytest.raises(InputError, match="2 vectors or more"):
+        embedding_spread(np.ones((1, 3)))
+    with pytest.raises(StateError, match="NaN or inf"):
+        embedding_spread(np.array([[1.0, math.nan], [0, 1]]))

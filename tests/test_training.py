@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
+from safetensors.torch import load_file
 from scenario import make_dataset
-from transformers import set_seed
+from transformers import TrainerControl, TrainerState, set_seed
 
 from transenc import durable
-from transenc.checkpoints import best_checkpoint, newest_checkpoint, saved_step
-from transenc.config import BiTrainingSettings, TrainingSettings
+from transenc.checkpoints import LOSS_STATE, DistinctEmbeddings, best_checkpoint, newest_checkpoint, saved_step
+from transenc.config import BiTrainingSettings, BootstrapSettings, TrainingSettings
 from transenc.encoders import Encoder, load_bi_encoder, load_cross_encoder
 from transenc.errors import Interrupted, StateError
 from transenc.metrics import correlation
@@ -29,12 +31,14 @@ from transenc.training import (
     both_orders,
     group_by_length,
     train_bi_encoder,
+    train_contrastive,
     train_cross_encoder,
     train_steps,
 )
 
 BI = BiTrainingSettings(epochs=1, batch_size=8, learning_rate=5e-4, max_length=24)
 CROSS = TrainingSettings(epochs=1, batch_size=16, learning_rate=5e-4, max_length=40)
+RAW = BootstrapSettings(epochs=2, batch_size=8, learning_rate=5e-4, max_length=24)
 PAIRS = make_dataset(32, gold=True)
 
 
@@ -58,6 +62,9 @@ class Training:
         set_seed(3)
         place = TrainingContext(work=self.work, seed=3, **{"save_steps": 2, **self.context, **context})
         model: Encoder
+        if isinstance(self.settings, BootstrapSettings):
+            model = load_bi_encoder(self.start, device="cpu")
+            return model, train_contrastive(model, pairs["sentence1"][:], settings=self.settings, context=place)
         if isinstance(self.settings, BiTrainingSettings):
             model = load_bi_encoder(self.start, device="cpu")
             return model, train_bi_encoder(model, pairs, settings=self.settings, context=place)
@@ -178,9 +185,17 @@ def test_a_label_that_is_not_finite_is_refused(bad: float, training: Training) -
         (dataclasses.replace(BI, epochs=1.5, group_by_length=True), "checkpoint-2"),
         (dataclasses.replace(BI, epochs=0.5), "checkpoint-2"),  # at the end, in the middle of an epoch
         (dataclasses.replace(CROSS, epochs=2, group_by_length=True, warmup=0.1), "checkpoint-4"),
+        (RAW, "checkpoint-4"),
+        (dataclasses.replace(RAW, mini_batch=3), "checkpoint-4"),
+        (dataclasses.replace(RAW, objective="mirror", group_by_length=True), "checkpoint-4"),
+        (dataclasses.replace(RAW, objective="decomposed", sample=True), "checkpoint-4"),
+        (dataclasses.replace(RAW, objective="decomposed", queue=12), "checkpoint-4"),
+        (dataclasses.replace(RAW, objective="tsdae"), "checkpoint-4"),
+        (dataclasses.replace(RAW, objective="tension"), "checkpoint-4"),
     ],
-    ids=["epochs", "half an epoch more", "half an epoch", "cross-encoder"],
-)
+    ids=["epochs", "half an epoch more", "half an epoch", "cross-encoder", "simcse", "cached", "mirror", "decomposed",
+         "queue", "tsdae", "tension"],
+)  # fmt: skip
 def test_interrupted_and_resumed_equals_uninterrupted(
     settings: TrainingSettings, at: str, training: Training, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,6 +208,39 @@ def test_interrupted_and_resumed_equals_uninterrupted(
     assert [[row[key] for key in keys] for row in resumed_log if "loss" in row] == [
         [row[key] for key in keys] for row in log if "loss" in row
     ]
+
+
+@pytest.mark.parametrize(
+    ("objective", "learned"),
+    [
+        ("simcse", set()),
+        ("decomposed", {"log_s"}),
+        ("tension", {"logit_scale", "model1.0.model.embeddings.word_embeddings.weight"}),
+        ("tsdae", {"decoder.bert.encoder.layer.0.crossattention.self.query.weight", "decoder.cls.predictions.bias"}),
+    ],
+)
+def test_what_a_loss_learns_is_trained_and_in_its_checkpoints(
+    objective: str, learned: set[str], training: Training
+) -> None:
+    training.settings = dataclasses.replace(RAW, objective=objective, epochs=1, warmup=0.0)
+    training.run()
+    first, last = (training.work / f"ckpt-{step:08d}" / LOSS_STATE for step in (2, 4))
+    assert last.is_file() == bool(learned)
+    if learned:
+        before, after = load_file(str(first)), load_file(str(last))
+        assert learned <= before.keys() == after.keys()
+        assert [name for name in learned if torch.equal(before[name], after[name])] == []
+        # nothing twice: not the model's weights, nor the decoder's that are tied to them
+        assert {name for name in after if name.startswith(("model.", "model2.", "encoder."))} == set()
+        assert "decoder.bert.embeddings.word_embeddings.weight" not in after
+
+
+def test_a_checkpoint_of_another_loss_is_refused(training: Training) -> None:
+    training.settings = dataclasses.replace(RAW, objective="decomposed", epochs=1)
+    training.run()
+    training.settings = RAW
+    with pytest.raises(StateError, match=r"ckpt-00000004/loss.safetensors: expected \[\], found \['log_s'\]"):
+        training.run()
 
 
 def test_a_signal_before_the_first_step_still_leaves_a_checkpoint(training: Training) -> None:
@@ -325,6 +373,35 @@ def test_weights_that_are_not_finite_are_never_saved(training: Training) -> None
     ):
         training.run()
     assert list(training.work.glob("ckpt-*")) == list(training.work.glob("trainer/*")) == []
+
+
+@pytest.mark.parametrize("settings", [RAW, dataclasses.replace(BI, epochs=2)], ids=["raw", "pairs"])
+def test_a_collapse_stops_the_training(settings: TrainingSettings, training: Training) -> None:
+    training.settings = dataclasses.replace(settings, learning_rate=1.0, warmup=0.0)
+    with pytest.raises(StateError, match=r"^all embeddings are alike after step 2 \(mean cosine (1|0\.9999).* diff"):
+        training.run()
+    assert newest_checkpoint(training.work) is None
+
+
+def test_a_look_at_the_embeddings_changes_nothing(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    training.settings = RAW  # with dropout, so that one draw more or evaluation mode would show
+    model, _ = training.run()
+    monkeypatch.setattr(DistinctEmbeddings, "on_step_end", lambda *_, **__: None)
+    assert digest(training.elsewhere("without").run()[0]) == digest(model)
+
+
+def test_embeddings_are_judged_once_training_has_begun(tiny_bi: Path) -> None:
+    model = load_bi_encoder(tiny_bi, device="cpu").train()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()  # all vectors are 0
+    check = DistinctEmbeddings(["a cat", "a dog"])
+    control = TrainerControl(should_save=True)
+    check.on_step_end(None, TrainerState(global_step=9, max_steps=100), control, model=model)
+    with pytest.raises(StateError, match="alike after step 10"):
+        check.on_step_end(None, TrainerState(global_step=10, max_steps=100), control, model=model)
+    assert model.training
+    DistinctEmbeddings(["a cat"]).on_step_end(None, TrainerState(global_step=10, max_steps=10), control, model=model)
 
 
 # ---- the best checkpoint on a dev set

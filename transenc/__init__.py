@@ -15,13 +15,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from transenc.config import Backbone, DistillConfig
-    from transenc.corpus import Document, read_corpus
+    from transenc.bootstrapping import bootstrap
+    from transenc.config import Backbone, BootstrapSettings, DistillConfig, MiningSettings
+    from transenc.corpus import Document, read_corpus, read_sentences
     from transenc.distillation import DistillResult, distill
     from transenc.encoders import load_bi_encoder, load_cross_encoder, load_encoder
     from transenc.errors import BusyError, InputError, StateError, TransencError
     from transenc.evaluation import evaluate_file, evaluate_pairs, evaluate_sts
     from transenc.labeling import label_pairs
+    from transenc.mining import mine_corpus, mine_lists, mine_pairs
     from transenc.pairs import read_pairs
     from transenc.retrieval_evaluation import evaluate_retrieval
     from transenc.scoring import encode_texts, score_pairs
@@ -32,16 +34,19 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Backbone",
+    "BootstrapSettings",
     "BusyError",
     "DistillConfig",
     "DistillResult",
     "Document",
     "Hit",
     "InputError",
+    "MiningSettings",
     "SemanticSearch",
     "StateError",
     "TransencError",
     "__version__",
+    "bootstrap",
     "distill",
     "encode_texts",
     "evaluate_file",
@@ -52,20 +57,26 @@ __all__ = [
     "load_bi_encoder",
     "load_cross_encoder",
     "load_encoder",
+    "mine_corpus",
+    "mine_lists",
+    "mine_pairs",
     "read_corpus",
     "read_pairs",
+    "read_sentences",
     "rerank",
     "score_pairs",
 ]
 
 _HOMES = {
-    "config": ("Backbone", "DistillConfig"),
-    "corpus": ("Document", "read_corpus"),
+    "bootstrapping": ("bootstrap",),
+    "config": ("Backbone", "BootstrapSettings", "DistillConfig", "MiningSettings"),
+    "corpus": ("Document", "read_corpus", "read_sentences"),
     "distillation": ("DistillResult", "distill"),
     "encoders": ("load_bi_encoder", "load_cross_encoder", "load_encoder"),
     "errors": ("BusyError", "InputError", "StateError", "TransencError"),
     "evaluation": ("evaluate_file", "evaluate_pairs", "evaluate_sts"),
     "labeling": ("label_pairs",),
+    "mining": ("mine_corpus", "mine_lists", "mine_pairs"),
     "pairs": ("read_pairs",),
     "retrieval_evaluation": ("evaluate_retrieval",),
     "scoring": ("encode_texts", "score_pairs"),

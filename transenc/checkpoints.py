@@ -8,13 +8,22 @@ import shutil
 from pathlib import Path
 from typing import NoReturn
 
+import torch
+from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from transenc import durable
 from transenc.errors import StateError
+from transenc.losses import DecomposedContrastiveLoss
+from transenc.metrics import embedding_spread
 from transenc.signals import StopRequest
 
 logger = logging.getLogger(__name__)
+
+LOSS_STATE = "loss.safetensors"
+_ALIKE = 1e-4  # bfloat16 rounds a vector by 0.4 %, which takes 1e-5 off a cosine
 
 # The folder of a training holds `ckpt-<step>` (all that a resume needs), `best-<step>` (weights) and `trainer/`, where
 # the trainer writes; nothing there is read.
@@ -63,22 +72,58 @@ def best_checkpoint(work: Path) -> Path | None:
     return None if best is None else best[1]
 
 
-class SealedCheckpoints(TrainerCallback):
-    """Seals what the trainer saved, keeps the newest two, and the best on dev; saves and ends when asked to stop."""
+def load_loss_state(loss: nn.Module, model: nn.Module, checkpoint: Path) -> None:
+    """Give a loss what it had at a checkpoint: a decoder, a second encoder, its averages.
 
-    def __init__(self, work: Path, stop: StopRequest) -> None:
+    Raises:
+        StateError: the checkpoint is one of another loss.
+    """
+    expected, path = _loss_state(loss, model), checkpoint / LOSS_STATE
+    found = load_file(str(path)) if path.is_file() else {}
+    if found.keys() != expected.keys():
+        raise StateError(f"{path}: expected {sorted(expected)[:3]}, found {sorted(found)[:3]}; start anew elsewhere")
+    if isinstance(loss, DecomposedContrastiveLoss):
+        loss.load_state(found)
+    else:
+        loss.load_state_dict(found, strict=False)  # the model's own weights are in the model's file
+
+
+def _loss_state(loss: nn.Module, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a loss that are not the model's; one name for those that are tied."""
+    if isinstance(loss, DecomposedContrastiveLoss):
+        return loss.state()
+    seen = {value.data_ptr() for value in model.state_dict().values()}
+    own = {}
+    for name, value in loss.state_dict().items():
+        if value.data_ptr() not in seen:
+            seen.add(value.data_ptr())
+            own[name] = value.contiguous()
+    return own
+
+
+class SealedCheckpoints(TrainerCallback):
+    """Seals what the trainer saved, keeps the newest two, and the best on dev; saves and ends when asked to stop.
+
+    What `loss` has learned besides the model's weights is saved with them.
+    """
+
+    def __init__(self, work: Path, stop: StopRequest, loss: nn.Module | None = None) -> None:
         self.work = work
         self.stop = stop
+        self.loss = loss
 
     def on_step_end(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
         """Ask for a checkpoint and the end when a signal has come."""
         if self.stop.signum is not None:
             control.should_save = control.should_training_stop = True
 
-    def on_save(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+    def on_save(self, args, state, control, model=None, **kwargs):  # type: ignore[no-untyped-def]
         """Seal the trainer's checkpoint and drop the oldest."""
+        saved = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.loss is not None and (own := _loss_state(self.loss, model)):
+            save_file(own, str(saved / LOSS_STATE))
         durable.seal_directory(
-            Path(args.output_dir) / f"checkpoint-{state.global_step}",
+            saved,
             self.work / f"ckpt-{state.global_step:08d}",
             facts={"step": state.global_step},
         )
@@ -124,6 +169,42 @@ class FiniteNumbers(TrainerCallback):
             f"{problem}: training stopped; last good checkpoint: {last or 'none yet'}; start anew with a lower "
             "learning rate or --precision float32"
         )
+
+
+class DistinctEmbeddings(TrainerCallback):
+    """Stops where a checkpoint is due and the bi-encoder gives different sentences all the same vector.
+
+    It looks at a few fixed sentences once a tenth of the steps is done. The vectors of a plain language model may all
+    point into one direction when training begins; one that has collapsed is beyond that: the mean cosine is above
+    0.9999, or all vectors are 0. Nothing is drawn at random, so the training goes on as if it had not looked.
+
+    Args:
+        sentences: different texts, two or more; with fewer nothing is looked at.
+    """
+
+    def __init__(self, sentences: list[str]) -> None:
+        self.sentences = sentences
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):  # type: ignore[no-untyped-def]
+        """Look at the embeddings where the weights are about to be saved."""
+        if not control.should_save or len(self.sentences) < 2 or 10 * state.global_step < state.max_steps:
+            return
+        spread = self._measure(model)
+        if spread["mean_cosine"] > 1 - _ALIKE or spread["effective_rank"] < 1:
+            raise StateError(
+                f"all embeddings are alike after step {state.global_step} (mean cosine {spread['mean_cosine']:.6f} of "
+                f"{len(self.sentences)} different sentences): the encoder has collapsed and training stopped; start "
+                "anew with a lower learning rate, more warm-up or another objective"
+            )
+
+    def _measure(self, model: SentenceTransformer) -> dict[str, float]:
+        training = model.training
+        try:
+            with torch.inference_mode():
+                vectors = model.encode(self.sentences, batch_size=len(self.sentences), show_progress_bar=False)
+        finally:
+            model.train(training)
+        return embedding_spread(vectors)
 
 
 def _find_best(work: Path) -> tuple[float, Path] | None:

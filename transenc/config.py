@@ -8,13 +8,16 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from transenc.errors import InputError
 
 BI_LOSSES = ("mse", "cosent", "angle")
 SCALES = ("raw", "quantile")
+OBJECTIVES = ("simcse", "mirror", "decomposed", "tsdae", "tension")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+Settings = TypeVar("Settings")
 
 
 def _expect(ok: bool, name: str, expected: str, found: Any) -> None:
@@ -85,6 +88,92 @@ class BiTrainingSettings(TrainingSettings):
 
 
 @dataclass(frozen=True)
+class BootstrapSettings(TrainingSettings):
+    """How a language model becomes a bi-encoder: raw sentences, no labels, no pairs.
+
+    `simcse`: two dropout views of a sentence against the rest of the batch (Gao et al., EMNLP 2021). `mirror`: the
+    second view also loses a random span (Liu et al., EMNLP 2021). `decomposed`: the same loss in a form that small
+    batches estimate without bias (NeurIPS 2022, see `losses`). `tsdae`, `tension`: the denoising auto-encoder and
+    Contrastive Tension of sentence-transformers.
+
+    Example:
+        >>> BootstrapSettings(objective="mirror").resolved_temperature
+        0.04
+    """
+
+    batch_size: int = setting(64, "sentences in a batch")
+    learning_rate: float = setting(3e-5, "peak learning rate, linear decay")
+    max_length: int = setting(32, "tokens kept of a sentence")
+    warmup: float = setting(0.1, "share of the steps with a rising learning rate, 0 to 1")
+    objective: str = setting("simcse", "what the bi-encoder learns from a sentence alone", OBJECTIVES)
+    temperature: float | None = setting(None, "of the contrastive objectives; none: 0.04 for mirror, 0.05 otherwise")
+    mini_batch: int | None = setting(None, "GradCache (simcse, mirror): sentences passing at once; none: all")
+    mask_span: int = setting(5, "mirror: characters that the second view loses, 0: none")
+    memory: float = setting(0.5, "decomposed: share of a sentence's old estimate that a visit keeps, 0 to 1")
+    queue: int = setting(1024, "decomposed: past embeddings that estimate the denominator; 0: a sentence's own average")
+    sample: bool = setting(False, "decomposed: draw the auxiliary variable from its Gamma, not its mean")
+    template: str | None = setting(None, "text around the sentence {}, ending in the mask token, which is then pooled")
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        temperature = self.temperature
+        _expect(temperature is None or temperature > 0, "temperature", "a positive number", temperature)
+        _expect(self.mini_batch is None or self.mini_batch >= 1, "mini_batch", "1 or more", self.mini_batch)
+        cached = self.mini_batch is None or self.objective in ("simcse", "mirror")
+        _expect(cached, "mini_batch", f"left out with objective {self.objective} (simcse and mirror have it)",
+                self.mini_batch)  # fmt: skip
+        _expect(self.batch_size >= 2, "batch_size", "2 or more (a batch's other sentences are the negatives)",
+                self.batch_size)  # fmt: skip
+        for name in ("mask_span", "queue"):
+            _expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        _expect(0 <= self.memory < 1, "memory", "at least 0 and below 1", self.memory)
+        fits = self.template is None or self.template.count("{}") == 1
+        _expect(fits, "template", "a text with {} once, for the sentence", self.template)
+
+    @property
+    def resolved_temperature(self) -> float:
+        """The temperature that applies."""
+        return self.temperature or (0.04 if self.objective == "mirror" else 0.05)
+
+
+@dataclass(frozen=True)
+class MiningSettings:
+    """How pairs are found in raw text.
+
+    Example:
+        >>> MiningSettings().pairs_per_sentence
+        2.0
+    """
+
+    pairs_per_sentence: float = setting(2.0, "pairs to keep, as a multiple of the sentences (or documents)")
+    max_pairs: int | None = setting(None, "keep at most N pairs")
+    neighbours: int = setting(10, "nearest sentences that are candidates")
+    bins: int = setting(10, "bins of the score from which equally many pairs are kept, 1 or more")
+    lexical: bool = setting(False, "candidates from BM25 too (needs transenc[hybrid])")
+    near_duplicate: float = setting(0.98, "cosine from which two texts are the same; one of them goes")
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        per = self.pairs_per_sentence
+        _expect(math.isfinite(per) and per > 0, "pairs_per_sentence", "a positive number", per)
+        _expect(self.max_pairs is None or self.max_pairs >= 2, "max_pairs", "2 or more", self.max_pairs)
+        for name in ("neighbours", "bins"):
+            _expect(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
+        _expect(0 < self.near_duplicate <= 1, "near_duplicate", "above 0, at most 1", self.near_duplicate)
+
+    def count_pairs(self, texts: int) -> int:
+        """How many pairs to keep of `texts` sentences or documents, at most.
+
+        Example:
+            >>> MiningSettings(pairs_per_sentence=1.5).count_pairs(1000)
+            1500
+        """
+        wanted = max(2, round(self.pairs_per_sentence * texts))
+        return wanted if self.max_pairs is None else min(wanted, self.max_pairs)
+
+
+@dataclass(frozen=True)
 class DistillConfig:
     """Every setting of a distillation run that is not an input. The defaults are the preset `default`.
 
@@ -115,6 +204,8 @@ class DistillConfig:
     cross: TrainingSettings = TrainingSettings(
         batch_size=32, learning_rate=5e-5, max_length=128, warmup=0.1, group_by_length=True
     )
+    bootstrap: BootstrapSettings = BootstrapSettings()
+    mine: MiningSettings = MiningSettings()
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -140,8 +231,8 @@ REFERENCE = DistillConfig(
 PRESETS: Mapping[str, DistillConfig] = {"default": DistillConfig(), "reference": REFERENCE}
 
 
-def merge_config(base: DistillConfig, changes: Mapping[str, Any], *, where: str = "settings") -> DistillConfig:
-    """Return `base` with the nested `changes`, e.g. `{"cycles": 2, "bi": {"epochs": 3}}`.
+def merge_config(base: Settings, changes: Mapping[str, Any], *, where: str = "settings") -> Settings:
+    """Return `base`, of any settings class, with the nested `changes`, e.g. `{"cycles": 2, "bi": {"epochs": 3}}`.
 
     Raises:
         InputError: an unknown name, a wrong type, a value out of range; `where` names the source.
@@ -172,8 +263,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def to_dict(config: DistillConfig) -> dict[str, Any]:
-    """The config as plain JSON values, the inverse of `merge_config`."""
+def to_dict(config: Any) -> dict[str, Any]:
+    """The settings as plain JSON values, the inverse of `merge_config`."""
     return json.loads(json.dumps(dataclasses.asdict(config), allow_nan=False))
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
 import math
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from functools import cached_property, partial
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,8 @@ from datasets import Dataset
 from transformers import set_seed
 
 from transenc import durable
-from transenc.config import Backbone, DistillConfig, to_dict
+from transenc.bootstrapping import bootstrap_encoder
+from transenc.config import Backbone, DistillConfig, TrainingSettings, to_dict
 from transenc.encoders import (
     Encoder,
     detect_kind,
@@ -32,10 +35,11 @@ from transenc.encoders import (
 )
 from transenc.labeling import Scores, make_labels, merge_scores, read_labels
 from transenc.metrics import correlation
+from transenc.mining import mine_pairs
 from transenc.outcome import DistillResult, find_outcome, publish_outcome, wants_cycle
 from transenc.pairs import count_overlap, fold_sentence
-from transenc.planning import START, check_inputs, describe_plan, stage_name
-from transenc.run import RUN_FILE, Run, check_identity, open_run
+from transenc.planning import BOOTSTRAP, MINE, START, check_inputs, describe_plan, needs_bootstrap, stage_name
+from transenc.run import RUN_FILE, Run, check_identity, library_versions, open_run
 from transenc.scoring import score_pairs
 from transenc.signals import StopRequest, stop_on_signals
 from transenc.training import TrainingContext, train_bi_encoder, train_cross_encoder
@@ -49,9 +53,10 @@ FEW_PAIRS = 100
 
 def distill(
     backbones: Sequence[Backbone],
-    pairs: Dataset,
+    pairs: Dataset | None = None,
     *,
     output_dir: str | Path,
+    sentences: Sequence[str] | None = None,
     config: DistillConfig | None = None,
     dev: Dataset | None = None,
     symmetric: bool = True,
@@ -61,16 +66,18 @@ def distill(
     trust_remote_code: bool = False,
     inputs: dict[str, Any] | None = None,
 ) -> DistillResult:
-    """Distil unlabelled pairs into better bi-encoders and cross-encoders, in a durable run.
+    """Distil unlabelled pairs, or raw sentences, into better bi-encoders and cross-encoders, in a durable run.
 
     One backbone is self-distillation, several are mutual distillation: the teachers' scores are merged and every
     student learns from the same labels. The same call on the same folder resumes; interrupted and resumed equals
-    uninterrupted, bit for bit on a CPU with the same number of threads.
+    uninterrupted, bit for bit on a CPU with the same number of threads. From sentences, two stages come first: a
+    backbone that is a plain language model is bootstrapped, and the first backbone finds the pairs.
 
     Args:
         backbones: where to start from, one or more.
-        pairs: columns sentence1, sentence2; no labels are read.
+        pairs: columns sentence1, sentence2; no labels are read. None: they are mined from `sentences`.
         output_dir: the run directory (new, empty, or this very run).
+        sentences: raw text instead of pairs, at least two different ones.
         config: settings; None: the preset `default`.
         dev: pairs with gold `score`, which then choose cycle and checkpoint. None: nothing gold is used.
         symmetric: whether (a, b) means the same as (b, a); False for question and answer.
@@ -81,7 +88,8 @@ def distill(
         inputs: names to record in run.json, as the user gave them.
 
     Raises:
-        InputError: no backbone, too few pairs, a folder of something else, an unusable model.
+        InputError: no backbone, neither or both of pairs and sentences, too few of them, a folder of something else,
+            an unusable model.
         StateError: changed settings or data, a damaged stage, a number that is not finite.
         BusyError: another process works on the run. Interrupted: a signal came; the run can be resumed.
 
@@ -90,16 +98,12 @@ def distill(
         >>> evaluate_sts(result.bi_encoders)  # doctest: +SKIP
     """
     config = config or DistillConfig()
-    check_inputs(backbones, pairs, config=config, dev=dev)
+    check_inputs(backbones, pairs, sentences, config=config, dev=dev)
     device = resolve_device(device)
     identity = {
-        "config": to_dict(config),
+        "config": _describe_config(config, mined=pairs is None),
         "backbones": {f"model-{i}": _describe_backbone(backbone) for i, backbone in enumerate(backbones)},
-        "pairs": {
-            "rows": len(pairs),
-            "sha256": _digest_rows(pairs, ("sentence1", "sentence2")),
-            "symmetric": symmetric,
-        },
+        "pairs": {**_describe_texts(pairs, sentences), "symmetric": symmetric},
         "dev": None if dev is None else {"rows": len(dev), "sha256": _digest_rows(dev, tuple(dev.column_names))},
         "machine": {
             "device": device,
@@ -114,10 +118,11 @@ def distill(
         if (done := find_outcome(folder, config, has_dev=dev is not None)) is not None:
             logger.info("%s: complete, nothing to do", folder)
             return done
-    _warn_of_pairs(pairs, dev)
+    if pairs is not None:
+        _warn_of_pairs(pairs, dev)
     with stop_on_signals() as stop, open_run(folder, identity, fork=fork) as run:
         return _Distillation(
-            run, tuple(backbones), pairs, config, dev, symmetric, stop, tuple(report_to), trust_remote_code
+            run, tuple(backbones), pairs, sentences, config, dev, symmetric, stop, tuple(report_to), trust_remote_code
         ).finish()
 
 
@@ -125,7 +130,8 @@ def distill(
 class _Distillation:
     run: Run
     backbones: tuple[Backbone, ...]
-    pairs: Dataset
+    given_pairs: Dataset | None
+    sentences: Sequence[str] | None
     config: DistillConfig
     dev: Dataset | None
     symmetric: bool
@@ -137,25 +143,43 @@ class _Distillation:
         """Walk the stages; those that are done cost a verification only."""
         has_dev = self.dev is not None
         self.run.stage(START, self._save_starts)
+        if self._first == BOOTSTRAP:
+            self.run.stage(BOOTSTRAP, self._bootstrap, inputs=[START])
+        if self.sentences is not None:
+            self.run.stage(MINE, self._mine, inputs=[self._first])
         history = [self._evaluate(0)]
         while wants_cycle(history, self.config, has_dev=has_dev):
             self._run_cycle(len(history))
             history.append(self._evaluate(len(history)))
         return publish_outcome(self.run, history, self.config, has_dev=has_dev)
 
+    @cached_property
+    def pairs(self) -> Dataset:
+        """The pairs to label: as given, or as mined."""
+        if self.given_pairs is not None:
+            return self.given_pairs
+        mined = Dataset.from_parquet(str(self.run.stage_path(MINE) / "pairs.parquet"), keep_in_memory=True)
+        _warn_of_pairs(mined, self.dev)
+        return mined
+
+    @cached_property
+    def _first(self) -> str:
+        """The stage with the bi-encoders that label first, and with which every cycle's student starts."""
+        return BOOTSTRAP if needs_bootstrap(self.backbones, self.sentences) else START
+
     def _run_cycle(self, cycle: int) -> None:
         bi_label, cross_train, cross_label, bi_train = (
             stage_name(cycle, stage) for stage in ("10-bi-label", "20-cross-train", "30-cross-label", "40-bi-train")
         )
-        teachers = START if cycle == 1 else stage_name(cycle - 1, "40-bi-train")
+        teachers = self._first if cycle == 1 else stage_name(cycle - 1, "40-bi-train")
         carried = stage_name(cycle - 1, "20-cross-train") if self.config.continue_cross and cycle > 1 else None
-        bi_start = teachers if self.config.continue_bi else START
+        bi_start = teachers if self.config.continue_bi else self._first
         run = self.run.stage
         run(bi_label, partial(self._label_by_bi, teachers=teachers), inputs=[teachers])
         run(
             cross_train,
             partial(self._train_cross, cycle=cycle, carried=carried, labels=bi_label),
-            inputs=[START, bi_label, *([carried] if carried else [])],
+            inputs=[*dict.fromkeys((START, self._first)), bi_label, *([carried] if carried else [])],
         )
         run(
             cross_label,
@@ -176,6 +200,32 @@ class _Distillation:
                 _seed(self.config.seed, "start", i)
                 has_head = detect_kind(backbone.cross) == "cross"
                 _save(load_cross_encoder(backbone.cross, new_head=not has_head, **options), out / f"cross-{i}")
+
+    def _bootstrap(self, out: Path, work: Path) -> None:
+        assert self.sentences is not None
+        for i, backbone in enumerate(self.backbones):
+            start = self.run.stage_path(START) / f"model-{i}"
+            if not needs_bootstrap([backbone], self.sentences):
+                shutil.copytree(start, out / f"model-{i}")
+                continue
+            context = self._context(work, 0, "bootstrap", i)
+            model = load_bi_encoder(start, device=self._device, trust_remote_code=self.trust_remote_code)
+            log = bootstrap_encoder(model, self.sentences, settings=self.config.bootstrap, context=context)
+            card = self._describe_model(0, i, self.config.bootstrap, sentences=len(self.sentences))
+            _keep_model(model, out, i, context.work, log, card=card)
+
+    def _mine(self, out: Path, work: Path) -> None:
+        assert self.sentences is not None
+        pairs = mine_pairs(
+            load_bi_encoder(self.run.stage_path(self._first) / "model-0", **self._loading),
+            self.sentences,
+            settings=self.config.mine,
+            seed=_seed(self.config.seed, 0, "mine", 0),
+            batch_tokens=self.config.batch_tokens,
+            progress=True,
+            work=work,
+        )
+        pairs.to_parquet(str(out / "pairs.parquet"))
 
     def _label_by_bi(self, out: Path, work: Path, *, teachers: str) -> None:
         columns = {f"bi-{i}": scores for i, scores in enumerate(self._score(teachers))}
@@ -199,13 +249,14 @@ class _Distillation:
             elif own_start.is_dir():
                 source, has_head = own_start, True
             else:
-                source, has_head = self.run.stage_path(START) / f"model-{i}", False
+                source, has_head = self.run.stage_path(self._first) / f"model-{i}", False
             model = load_cross_encoder(
                 source, new_head=not has_head, device=self._device, trust_remote_code=self.trust_remote_code
             )
             rows = read_labels(self.run.stage_path(labels))
             log = train_cross_encoder(model, rows, settings=self.config.cross, context=context)
-            _keep_model(model, out, i, context.work, log)
+            card = self._describe_model(cycle, i, self.config.cross, pairs=len(rows))
+            _keep_model(model, out, i, context.work, log, card=card)
 
     def _train_bi(self, out: Path, work: Path, *, cycle: int, start: str, labels: str) -> None:
         for i in range(len(self.backbones)):
@@ -214,11 +265,12 @@ class _Distillation:
             model = load_bi_encoder(source, device=self._device, trust_remote_code=self.trust_remote_code)
             rows = read_labels(self.run.stage_path(labels))
             log = train_bi_encoder(model, rows, settings=self.config.bi, context=context)
-            _keep_model(model, out, i, context.work, log)
+            card = self._describe_model(cycle, i, self.config.bi, pairs=len(rows))
+            _keep_model(model, out, i, context.work, log, card=card)
 
     def _evaluate(self, cycle: int) -> dict[str, Any]:
         trained = {"bi": stage_name(cycle, "40-bi-train"), "cross": stage_name(cycle, "20-cross-train")}
-        stages = trained if cycle else {"bi": START}
+        stages = trained if cycle else {"bi": self._first}
         labels = stage_name(cycle, "30-cross-label") if cycle else None
         path = self.run.stage(
             stage_name(cycle, "50-evaluate"),
@@ -229,30 +281,38 @@ class _Distillation:
 
     def _write_metrics(self, out: Path, work: Path, *, cycle: int, stages: dict[str, str], labels: str | None) -> None:
         entry: dict[str, Any] = {"cycle": cycle, "bi": [], "cross": [], "agreement": None}
+        predictions: dict[str, list[float]] = {}
         for form, stage in stages.items():
             for kind in ("model", "last"):  # `last` is there when a checkpoint was chosen on the dev set
                 for i in range(len(self.backbones)):
                     folder = self.run.stage_path(stage) / f"{kind}-{i}"
                     if folder.is_dir():
                         path = folder.relative_to(self.run.folder).as_posix()
-                        entry[form].append({"backbone": i, "path": path, **self._score_on_dev(folder)})
+                        figures, predictions[path] = self._score_on_dev(folder)
+                        entry[form].append({"backbone": i, "path": path, **figures})
         if labels is not None:
             bi, cross = (_teacher_columns(self.run.stage_path(labels), form) for form in ("bi-", "cross-"))
             means = merge_scores(list(bi.values())), merge_scores(list(cross.values()))
             entry["agreement"] = _percent(correlation(*means)["spearman"])
         durable.write_json(out / "metrics.json", entry)
+        if self.dev is not None:  # for the report
+            kept = {"gold": list(self.dev["score"]), "scores": predictions}
+            shared = count_overlap(read_labels(self.run.stage_path(labels)), self.dev) if labels else None
+            durable.write_json(out / "dev.json", {**kept, "overlap": shared})
 
-    def _score_on_dev(self, folder: Path) -> dict[str, Any]:
+    def _score_on_dev(self, folder: Path) -> tuple[dict[str, Any], list[float]]:
+        """The figures of one model, and its score of every dev pair."""
         if self.dev is None:
-            return {"score": None}
+            return {"score": None}, []
         scores = score_pairs(
             self._load_for_scoring(folder), self.dev, symmetric=self.symmetric, batch_tokens=self.config.batch_tokens
         )
+        kept = [float(str(score)) for score in scores]  # the shortest digits that give the float32 again
         found = correlation(scores, list(self.dev["score"]))
         if found["spearman"] is None:
             logger.warning("%s: the dev Spearman is undefined: %s", folder, found["reason"])
-            return {"score": None, "reason": found["reason"]}
-        return {"score": _percent(found["spearman"])}
+            return {"score": None, "reason": found["reason"]}, kept
+        return {"score": _percent(found["spearman"])}, kept
 
     def _score(self, stage: str) -> list[Scores]:
         return [
@@ -266,9 +326,28 @@ class _Distillation:
             for i in range(len(self.backbones))
         ]
 
+    def _describe_model(self, cycle: int, i: int, settings: TrainingSettings, **texts: int) -> dict[str, Any]:
+        """What a student's model card says of its making."""
+        names = (self.run.identity.get("inputs") or {}).get("model") or ()
+        backbone = self.run.identity["backbones"][f"model-{i}"]
+        return {
+            "made by": f"transenc {library_versions()['transenc']}",
+            # of a folder the name alone: where it lay is nobody's business
+            "backbone": f"{PurePath(names[i]).name + ', ' if i < len(names) else ''}sha256 {backbone['bi'][:12]}",
+            "cycle": cycle,
+            **texts,
+            "labels": "trained without labels" + (", a scored dev set chose" if self.dev is not None else ""),
+            "seed": self.config.seed,
+            "settings": ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(settings).items()),
+        }
+
     def _load_for_scoring(self, folder: Path) -> Encoder:
+        return load_encoder(folder, **self._loading)
+
+    @property
+    def _loading(self) -> dict[str, Any]:
         precision = self.run.identity["machine"]["precision"]
-        return load_encoder(folder, dtype=precision, device=self._device, trust_remote_code=self.trust_remote_code)
+        return {"dtype": precision, "device": self._device, "trust_remote_code": self.trust_remote_code}
 
     @property
     def _device(self) -> str:
@@ -306,8 +385,10 @@ def _columns(pairs: Dataset) -> tuple[list[str], list[str]]:
     return list(pairs["sentence1"]), list(pairs["sentence2"])
 
 
-def _keep_model(model: Encoder, out: Path, i: int, work: Path, log: list[dict[str, Any]]) -> None:
-    _save(model, out / f"model-{i}")
+def _keep_model(
+    model: Encoder, out: Path, i: int, work: Path, log: list[dict[str, Any]], *, card: Mapping[str, Any] | None = None
+) -> None:
+    _save(model, out / f"model-{i}", card=card)
     if (work / "last").is_dir():
         shutil.copytree(work / "last", out / f"last-{i}")
     # with fp16 the norm of a gradient may overflow in a step that the trainer then skips
@@ -315,9 +396,26 @@ def _keep_model(model: Encoder, out: Path, i: int, work: Path, log: list[dict[st
     durable.write_json(out / f"log-{i}.json", strict)
 
 
-def _save(model: Encoder, folder: Path) -> None:
-    model.model_card_data.generate_widget_examples = False
+def _save(model: Encoder, folder: Path, *, card: Mapping[str, Any] | None = None) -> None:
+    about = model.model_card_data
+    about.generate_widget_examples = False
+    if card is not None:
+        about.add_tags(["transenc", "unsupervised"])
+        # no texts of the user's, no line for every step
+        about.widget, about.usage_examples, about.train_datasets = [], None, []
+        about.training_logs, about.all_hyperparameters = [], {}
     model.save_pretrained(str(folder))
+    if card is not None:
+        _tell_origin(folder / "README.md", card)
+
+
+def _tell_origin(readme: Path, card: Mapping[str, Any]) -> None:
+    """Add a section of facts to the card that sentence-transformers wrote."""
+    values = {name: re.sub(r"[^\w .,:/+-]", "_", str(value)) for name, value in card.items()}
+    rows = [f"| {name} | {value} |" for name, value in values.items()]
+    section = "\n".join(["## How it was made", "", "| | |", "|---|---|", *rows, "", ""])
+    head, details, rest = readme.read_text("utf-8").partition("## Model Details")
+    readme.write_text(head + section + details + rest, "utf-8")
 
 
 def _teacher_columns(stage: Path, prefix: str) -> dict[str, Scores]:
@@ -342,6 +440,21 @@ def _describe_backbone(backbone: Backbone) -> dict[str, Any]:
         "cross": None if backbone.cross is None else model_digest(backbone.cross),
         "pooling": backbone.pooling,
     }
+
+
+def _describe_config(config: DistillConfig, *, mined: bool) -> dict[str, Any]:
+    """The settings that matter: from given pairs nothing is bootstrapped or mined."""
+    return {name: value for name, value in to_dict(config).items() if mined or name not in ("bootstrap", "mine")}
+
+
+def _describe_texts(pairs: Dataset | None, sentences: Sequence[str] | None) -> dict[str, Any]:
+    if pairs is not None:
+        return {"rows": len(pairs), "sha256": _digest_rows(pairs, ("sentence1", "sentence2"))}
+    assert sentences is not None
+    digest = hashlib.sha256()
+    for sentence in sentences:
+        digest.update(json.dumps(sentence, ensure_ascii=False).encode() + b"\n")
+    return {"sentences": len(sentences), "sha256": digest.hexdigest()}
 
 
 def _digest_rows(rows: Dataset, columns: Sequence[str]) -> str:

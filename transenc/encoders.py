@@ -103,7 +103,7 @@ def load_bi_encoder(
     if pooling is None and kind != "bi":
         _refuse_without_pooling(name, folder, cross=kind == "cross")
     check_model_folder(folder)
-    with _loading(folder):
+    with quiet_loading(folder):
         if pooling is None:
             model = SentenceTransformer(
                 str(folder),
@@ -118,6 +118,7 @@ def load_bi_encoder(
             transformer = _build_transformer(folder, torch_dtype, trust_remote_code=trust_remote_code)
             head = Pooling(transformer.get_embedding_dimension(), pooling)
             model = SentenceTransformer(modules=[transformer, head], device=place)
+        _check_form(model, name)
         _check_weights(folder, model, trust_remote_code=trust_remote_code)
     own_length = model.max_seq_length or _DEFAULT_LENGTH
     _set_length(model, name, max_length, default=own_length if kind == "bi" else min(own_length, _DEFAULT_LENGTH))
@@ -168,7 +169,7 @@ def load_cross_encoder(
         found = "a bi-encoder" if kind == "bi" else "a language model without a head"
         raise InputError(f"{name} is {found}; expected a trained cross-encoder (new_head=True makes one from it)")
     check_model_folder(folder)
-    with _loading(folder):
+    with quiet_loading(folder):
         if new_head:
             transformer = _build_transformer(folder, torch_dtype, head=True, trust_remote_code=trust_remote_code)
             model = CrossEncoder(modules=[transformer], device=place)
@@ -182,6 +183,7 @@ def load_cross_encoder(
             )
         if model.num_labels != 1:
             raise InputError(f"{name} has {model.num_labels} outputs; expected a cross-encoder with one score")
+        _check_form(model, name)
         _check_weights(folder, model, new_head=new_head, trust_remote_code=trust_remote_code)
     own_length = model.max_seq_length or _DEFAULT_LENGTH
     if new_head:
@@ -341,6 +343,25 @@ def _build_transformer(folder: Path, dtype: torch.dtype, *, trust_remote_code: b
     )
 
 
+def _check_form(model: Encoder, name: str | Path) -> None:
+    """Refuse an encoder with a decoder behind it; give a decoder-only model a padding token, its end token."""
+    network: Any = model.transformers_model
+    config = network.config
+    parts = {key.rpartition(".")[2] for key, _ in network.named_modules()}
+    if getattr(config, "is_encoder_decoder", False) or parts >= {"encoder", "decoder"}:
+        raise InputError(
+            f"{name} is a sequence-to-sequence model ({config.model_type}); expected an encoder such as BERT, a "
+            "decoder-only model, or for a bi-encoder also a T5, whose encoder is taken"
+        )
+    tokenizer = model.tokenizer
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise InputError(f"{name}: its tokenizer has neither a padding nor an end token; set pad_token in it")
+        tokenizer.pad_token = tokenizer.eos_token
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+
+
 def _check_weights(folder: Path, model: Encoder, *, trust_remote_code: bool, new_head: bool = False) -> None:
     """Refuse tensors that did not come from the file, tensors left over in it, and non-finite values."""
     network = model.transformers_model
@@ -413,8 +434,19 @@ def _position_limit(model: Encoder) -> int | None:
 
 
 @contextmanager
-def _loading(folder: Path) -> Iterator[None]:
-    """Turn the libraries' many exceptions into one, and leave their bars and reports out of the log."""
+def quiet_loading(folder: str | Path) -> Iterator[None]:
+    """Turn the libraries' many exceptions into one, and leave their bars and reports out of the log.
+
+    Raises:
+        InputError: the model brings its own code, which may not run. StateError: it cannot be loaded.
+
+    Example:
+        >>> with quiet_loading("my/encoder"):
+        ...     raise OSError("no weights")
+        Traceback (most recent call last):
+        ...
+        transenc.errors.StateError: my/encoder: the model cannot be loaded: OSError: no weights
+    """
     bars, verbosity = transformers_logging.is_progress_bar_enabled(), transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity(logging.ERROR)

@@ -283,6 +283,29 @@ def compare(
     return result
 
 
+def resample_spearman(
+    scores: Sequence[float] | np.ndarray, gold: Sequence[float] | np.ndarray, *, resamples: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """Spearman's correlation x 100 on all rows, then on each bootstrap resample of them (as in `compare`).
+
+    The same seed and number of rows draw the same resamples, so two systems' results are paired.
+
+    Args:
+        scores: Similarities, shape [n].
+        gold: Gold scores, shape [n].
+        resamples: Resamples drawn, 0 or more.
+        seed: Decides the resamples.
+
+    Returns:
+        Shape [1 + resamples], NaN where undefined.
+
+    Example:
+        >>> resample_spearman([0.1, 0.2, 0.4], [1.0, 3.0, 2.0], resamples=0).tolist()
+        [50.0]
+    """
+    return _bootstrap(_spearman, np.asarray(scores), gold, resamples, (seed, 0))
+
+
 def _check_tasks(tasks: Sequence[str], known: Sequence[str]) -> None:
     if isinstance(tasks, str) or not tasks or len(set(tasks)) < len(tasks) or not set(tasks) <= set(known):
         raise InputError(f"tasks must be a list of different names out of {', '.join(known)}, found {tasks!r}")

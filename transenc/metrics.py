@@ -18,7 +18,7 @@ from datasets import Features, List, Value
 from scipy.stats import NearConstantInputWarning, pearsonr, spearmanr
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from transenc.errors import StateError
+from transenc.errors import InputError, StateError
 
 Figures = dict[str, float | str | None]
 
@@ -231,6 +231,47 @@ def retrieval_quality(rankings: Mapping[str, Sequence[str]], qrels: Mapping[str,
         predictions=[list(rankings.get(query, ())) for query in qrels],
         references=[{"documents": list(judged), "scores": list(judged.values())} for judged in qrels.values()],
     )
+
+
+def embedding_spread(vectors: np.ndarray) -> dict[str, float]:
+    """Say how far apart embeddings are: whether a model tells texts apart at all.
+
+    Vectors are brought to length 1 first; one of length 0 stays, and its cosines are 0.
+
+    Args:
+        vectors: [n, dim], n of 2 or more.
+
+    Returns:
+        ``mean_cosine``: of all pairs, in [-1, 1]; near 1 all are alike. ``uniformity``: log of the pairs' mean
+        exp(-2 squared distance), in [-8, 0]; lower is more uniform (Wang and Isola, ICML 2020). ``effective_rank``:
+        exp of the entropy of the singular values as shares of their sum, in [1, min(n, dim)], not centred (Roy and
+        Vetterli, EUSIPCO 2007); 0 if all vectors are 0.
+
+    Raises:
+        InputError: Fewer than 2 vectors. StateError: NaN or inf in them.
+
+    Example:
+        >>> round(embedding_spread(np.eye(3))["effective_rank"], 6)
+        3.0
+    """
+    if vectors.ndim != 2 or len(vectors) < 2:
+        raise InputError(f"a spread needs 2 vectors or more, as [n, dim]; found {vectors.shape}")
+    if not np.isfinite(vectors).all():
+        raise StateError("an embedding holds NaN or inf; check the model's weights")
+    rows = vectors.astype(np.float64)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
+    pairs = np.triu_indices(len(rows), k=1)
+    products = rows @ rows.T
+    squares = products.diagonal()[pairs[0]] + products.diagonal()[pairs[1]]
+    cosines = products[pairs].clip(-1, 1)
+    values = np.linalg.svd(rows, compute_uv=False)
+    shares = values[values > 0] / values.sum() if values.sum() > 0 else np.ones(0)
+    return {
+        "mean_cosine": float(cosines.mean()),
+        "uniformity": float(np.log(np.exp(-2 * (squares - 2 * cosines)).mean())),
+        "effective_rank": float(np.exp(-(shares * np.log(shares)).sum())) if len(shares) else 0.0,
+    }
 
 
 def _check_lengths(predictions: Sequence[float] | np.ndarray, references: Sequence[float] | np.ndarray) -> None:

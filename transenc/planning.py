@@ -10,13 +10,13 @@ from typing import Any
 from datasets import Dataset
 
 from transenc.config import Backbone, DistillConfig, TrainingSettings
-from transenc.encoders import load_bi_encoder, resolve_device, resolve_precision
+from transenc.encoders import detect_kind, load_bi_encoder, resolve_device, resolve_precision
 from transenc.errors import InputError
 from transenc.outcome import MAX_AUTO_CYCLES
 from transenc.scoring import score_pairs
 from transenc.training import train_steps
 
-START = "c00-00-start"
+START, BOOTSTRAP, MINE = "c00-00-start", "c00-10-bootstrap", "c00-20-mine"
 _SAMPLE = 256  # pairs
 # Time of training on a pair over the time of scoring it. 2 cores with bfloat16, all-MiniLM-L6-v2, the pool
 # sts_sickr: 2.7 ms a pair to score, 13.9 ms to train on in batches of similar length, 22 ms in mixed ones.
@@ -33,29 +33,51 @@ def stage_name(cycle: int, stage: str) -> str:
     return f"c{cycle:02d}-{stage}"
 
 
+def needs_bootstrap(backbones: Sequence[Backbone], sentences: Sequence[str] | None) -> bool:
+    """Whether one of the backbones is a plain language model that the sentences are to make an encoder of.
+
+    Example:
+        >>> needs_bootstrap([Backbone("my/encoder")], None)
+        False
+    """
+    return sentences is not None and any(detect_kind(backbone.bi) != "bi" for backbone in backbones)
+
+
 def check_inputs(
-    backbones: Sequence[Backbone], pairs: Dataset, *, config: DistillConfig, dev: Dataset | None = None
+    backbones: Sequence[Backbone],
+    pairs: Dataset | None,
+    sentences: Sequence[str] | None = None,
+    *,
+    config: DistillConfig,
+    dev: Dataset | None = None,
 ) -> None:
     """Refuse what no run can start from.
 
     Raises:
-        InputError: no backbone, too few pairs, a missing column, or no dev set to choose by.
+        InputError: no backbone, neither or both of pairs and sentences, too few of them, a missing column, or no dev
+            set to choose by.
     """
     if not backbones:
         raise InputError("distillation needs at least one backbone, got none")
-    _check_columns(pairs, "pairs", ("sentence1", "sentence2"))
+    if (pairs is None) == (sentences is None):
+        raise InputError(f"distillation needs either pairs or sentences, got {'both' if sentences else 'neither'}")
+    if pairs is not None:
+        _check_columns(pairs, "pairs", ("sentence1", "sentence2"))
     if dev is not None:
         _check_columns(dev, "dev set", ("sentence1", "sentence2", "score"))
-    if len(pairs) < 2:
+    if pairs is not None and len(pairs) < 2:
         raise InputError(f"distillation needs at least 2 pairs, got {len(pairs)}")
+    if sentences is not None and len(sentences) < 2:
+        raise InputError(f"distillation needs at least 2 sentences, got {len(sentences)}")
     if config.select == "dev" and dev is None:
         raise InputError("select 'dev' needs a dev set; give one (--dev FILE) or use --select last")
 
 
 def describe_plan(
     backbones: Sequence[Backbone],
-    pairs: Dataset,
+    pairs: Dataset | None = None,
     *,
+    sentences: Sequence[str] | None = None,
     config: DistillConfig,
     dev: Dataset | None = None,
     symmetric: bool = True,
@@ -65,6 +87,8 @@ def describe_plan(
 
     The time comes from scoring some of the pairs with the first backbone here and now, and from what a pass of
     training took beside a pass of scoring on a CPU (`_TRAINING_PASS`). Take it as the order of magnitude.
+
+    From sentences, a pass over one of them counts as a pair, and as many pairs are expected as mining may keep.
 
     Returns:
         One dict a stage: `stage`, `pairs` that pass through a model (a pair once in every epoch and order), `steps`
@@ -76,9 +100,11 @@ def describe_plan(
     Example:
         >>> describe_plan([Backbone("my/encoder")], pairs, config=DistillConfig())  # doctest: +SKIP
     """
-    check_inputs(backbones, pairs, config=config, dev=dev)
-    minutes_a_pair = _measure(backbones[0], pairs, config, device)
-    n, orders = len(pairs), 2 if symmetric else 1
+    check_inputs(backbones, pairs, sentences, config=config, dev=dev)
+    texts = pairs if pairs is not None else _pair_up(sentences or ())
+    minutes_a_pair = _measure(backbones[0], texts, config, device)
+    n = len(texts) if sentences is None else config.mine.count_pairs(len(sentences))
+    orders = 2 if symmetric else 1
     on_dev = 0 if dev is None else len(dev)
     bi_steps, cross_steps = train_steps(n, config.bi), train_steps(orders * n, config.cross)
     plan = []
@@ -92,6 +118,12 @@ def describe_plan(
         return on_dev * math.ceil(steps / config.eval_steps) if config.eval_steps else 0
 
     add(START, 0)
+    if sentences is not None:
+        if plain := sum(needs_bootstrap([backbone], sentences) for backbone in backbones):
+            share, steps = plain / len(backbones), train_steps(len(sentences), config.bootstrap)
+            trained, factor = share * len(sentences) * config.bootstrap.epochs, _training_pass(config.bootstrap)
+            add(BOOTSTRAP, 0, trained, factor, round(share * steps))
+        add(MINE, len(sentences) / len(backbones) / 2)
     add(stage_name(0, "50-evaluate"), on_dev)
     for cycle in range(1, (config.cycles if isinstance(config.cycles, int) else MAX_AUTO_CYCLES) + 1):
         add(stage_name(cycle, "10-bi-label"), n)
@@ -107,6 +139,11 @@ def describe_plan(
 def _check_columns(rows: Dataset, what: str, columns: Sequence[str]) -> None:
     if missing := [column for column in columns if column not in rows.column_names]:
         raise InputError(f"the {what} must have the column {missing[0]!r}, found {', '.join(rows.column_names)}")
+
+
+def _pair_up(sentences: Sequence[str]) -> Dataset:
+    """Neighbours in the list, for measuring: what a pass over a text costs."""
+    return Dataset.from_dict({"sentence1": list(sentences[:-1]), "sentence2": list(sentences[1:])})
 
 
 def _training_pass(settings: TrainingSettings) -> int:

@@ -134,7 +134,7 @@ def open_run(folder: str | Path, identity: Mapping[str, Any], *, fork: str | Pat
         else:
             forked_from = None if fork is None else _describe_fork(Path(fork).resolve(), identity)
             content = {**identity, "forked_from": forked_from} if forked_from else identity
-            durable.write_json(folder / RUN_FILE, {**content, "versions": _versions()})
+            durable.write_json(folder / RUN_FILE, {**content, "versions": library_versions()})
         run = Run(folder, identity, forked_from)
         run.record("start", machine=identity.get("machine"))
         yield run
@@ -150,7 +150,17 @@ def check_identity(folder: str | Path, identity: Mapping[str, Any]) -> dict[str,
         StateError: each differing key, old -> new; or `run.json` is damaged.
     """
     recorded = _read_run_file(Path(folder))
-    old, new = _flatten(recorded), _flatten({**identity, "versions": _versions()})
+    compare_identity(recorded, identity, folder=folder)
+    return recorded
+
+
+def compare_identity(recorded: Mapping[str, Any], identity: Mapping[str, Any], *, folder: str | Path) -> None:
+    """Refuse a start that differs from what `folder` recorded, versions of the libraries included; warn of the rest.
+
+    Raises:
+        StateError: each differing key, old -> new.
+    """
+    old, new = _flatten(recorded), _flatten({**identity, "versions": library_versions()})
     changed = {key: f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in sorted(old.keys() | new.keys())
                if old.get(key) != new.get(key)}  # fmt: skip
     # a minor release may resume a run, a major one may not
@@ -160,12 +170,11 @@ def check_identity(folder: str | Path, identity: Mapping[str, Any]) -> dict[str,
     if refused:
         raise StateError(
             f"{folder}: this run was started with other settings or data ({'; '.join(changed[k] for k in refused)}); "
-            "repeat the original command, or go on from it in a new folder with --fork"
+            "repeat the original command, or name a new folder (`distill --fork` goes on from a run)"
         )
     if told:
         logger.warning("this run was started on another machine set-up (%s); results need not be equal bit for bit",
                        ", ".join(changed[key] for key in told))  # fmt: skip
-    return recorded
 
 
 def verify_run(folder: str | Path) -> dict[str, Any]:
@@ -191,20 +200,40 @@ def verify_run(folder: str | Path) -> dict[str, Any]:
         for name, digest in facts.get("inputs", {}).items():
             if digests.get(name) != digest:
                 raise StateError(f"{stage}: made from a stage {name} that is no longer the one in this run")
-        for path in sorted(path for path in stage.rglob("*") if path.is_file()):
-            counts["files"] += 1
-            if path.suffix == ".safetensors":
-                counts["tensors"] += _check_weights(path)
-            elif path.suffix == ".parquet":
-                counts["labels"] += _check_labels(path, rows)
-            elif path.suffix == ".json" and path.parent == stage:
-                durable.read_json(path)  # refuses NaN
+        for name, count in _check_files(stage, rows).items():
+            counts[name] += count
     if (folder / "best.json").exists():
         durable.read_json(folder / "best.json")
         for link in ("bi-encoder", "cross-encoder"):
             if not (folder / "best" / link).is_dir():
                 raise StateError(f"{folder}/best/{link}: missing, or points nowhere; repeat the run's command")
     return {"run": str(folder), **counts}
+
+
+def verify_published(folder: str | Path) -> dict[str, Any]:
+    """Check every digest of a published folder, such as an encoder from `bootstrap`, and that its numbers are finite.
+
+    Returns:
+        `{"folder", "files", "tensors", "labels"}`, as for `verify_run`.
+
+    Raises:
+        StateError: names the first file that is damaged or holds NaN or inf.
+    """
+    durable.verify_directory(folder)
+    return {"folder": str(folder), **_check_files(Path(folder), None)}
+
+
+def _check_files(folder: Path, rows: int | None) -> dict[str, int]:
+    counts = {"files": 0, "tensors": 0, "labels": 0}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        counts["files"] += 1
+        if path.suffix == ".safetensors":
+            counts["tensors"] += _check_weights(path)
+        elif path.suffix == ".parquet":
+            counts["labels"] += _check_labels(path, rows)
+        elif path.suffix == ".json" and path.parent == folder:
+            durable.read_json(path)  # refuses NaN
+    return counts
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -245,7 +274,8 @@ def _read_run_file(folder: Path) -> dict[str, Any]:
     return recorded
 
 
-def _versions() -> dict[str, str]:
+def library_versions() -> dict[str, str]:
+    """The releases that a run depends on, by name."""
     return {name: version(name) for name in LIBRARIES}
 
 

@@ -125,6 +125,23 @@ def encode_texts(
     return _encode_unique(model, list(unique), role=role, batch_tokens=batch_tokens, progress=progress)[rows]
 
 
+def cut_texts(texts: Sequence[str], limit: int) -> list[str]:
+    """Cut very long texts by characters, before a tokenizer sees them: its memory grows with the length.
+
+    Args:
+        texts: Strings.
+        limit: Tokens that the model reads, 1 or more.
+
+    Returns:
+        The texts, no longer than 16 characters a token.
+
+    Example:
+        >>> cut_texts(["a" * 10**6], 32) == ["a" * 512]
+        True
+    """
+    return [text[: limit * _CHARACTERS_PER_TOKEN] for text in texts]
+
+
 def _check_encoders(encoders: Any) -> list[Encoder]:
     group = list(encoders) if isinstance(encoders, list | tuple) else [encoders]
     if not group:
@@ -283,8 +300,7 @@ def _length_limit(model: Encoder) -> int:
 
 def _measure(model: Encoder, texts: list[str], limit: int) -> tuple[list[str], np.ndarray]:
     """Cut very long texts by characters; return them with their lengths in tokens, special tokens not counted."""
-    longest = limit * _CHARACTERS_PER_TOKEN
-    cut = [text[:longest] for text in texts]
+    cut = cut_texts(texts, limit)
     lengths: list[int] = []
     start, characters = 0, 0
     for position, text in enumerate(cut):

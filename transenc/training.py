@@ -1,4 +1,4 @@
-"""Train one bi-encoder or one cross-encoder on labelled pairs: thin over the sentence-transformers trainers.
+"""Train one bi-encoder on pairs or raw sentences, or one cross-encoder: thin over the sentence-transformers trainers.
 
 What is added: sealed checkpoints that survive a kill, an exact resume, a stop on the first non-finite number,
 the best checkpoint on a dev set, a progress bar on stderr.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,28 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from sentence_transformers.sentence_transformer.losses import AnglELoss, CoSENTLoss, CosineSimilarityLoss
-from transformers import PrinterCallback, ProgressCallback, TrainerState
+from transformers import PrinterCallback, ProgressCallback, TrainerState, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from transenc import durable
-from transenc.checkpoints import FiniteNumbers, SealedCheckpoints, best_checkpoint, newest_checkpoint, saved_step
-from transenc.config import BiTrainingSettings, TrainingSettings
+from transenc.checkpoints import (
+    DistinctEmbeddings,
+    FiniteNumbers,
+    SealedCheckpoints,
+    best_checkpoint,
+    load_loss_state,
+    newest_checkpoint,
+    saved_step,
+)
+from transenc.config import BiTrainingSettings, BootstrapSettings, TrainingSettings
 from transenc.encoders import Encoder
 from transenc.errors import StateError
 from transenc.metrics import correlation
-from transenc.scoring import score_pairs
+from transenc.objectives import build_objective
+from transenc.scoring import cut_texts, score_pairs
 from transenc.signals import StopRequest
 
+_PROBE = 64  # texts that are looked at for collapse, and tokens of each
 LOSSES = {"mse": CosineSimilarityLoss, "cosent": CoSENTLoss, "angle": AnglELoss}
 
 
@@ -91,8 +101,8 @@ def train_bi_encoder(
         ('train_bi_encoder', 'cosent')
     """
     return _train(
-        model, pairs, LOSSES[settings.loss](model), SentenceTransformerTrainer, SentenceTransformerTrainingArguments,
-        settings, context,
+        model, _check_labels(pairs), LOSSES[settings.loss](model), SentenceTransformerTrainer,
+        SentenceTransformerTrainingArguments, settings, context,
     )  # fmt: skip
 
 
@@ -110,7 +120,38 @@ def train_cross_encoder(
     if context.symmetric:
         pairs = both_orders(pairs)
     return _train(
-        model, pairs, BinaryCrossEntropyLoss(model), CrossEncoderTrainer, CrossEncoderTrainingArguments, settings,
+        model, _check_labels(pairs), BinaryCrossEntropyLoss(model), CrossEncoderTrainer, CrossEncoderTrainingArguments,
+        settings, context,
+    )  # fmt: skip
+
+
+def train_contrastive(
+    model: SentenceTransformer, sentences: Sequence[str], *, settings: BootstrapSettings, context: TrainingContext
+) -> list[dict[str, Any]]:
+    """Train a bi-encoder on raw sentences, in place: see `objectives.build_objective` for what each objective does.
+
+    Args:
+        model: float32 weights; left with the best dev checkpoint when the context asks for it.
+        sentences: 2 or more; very long ones are cut before they are tokenized.
+        settings: objective and how to train; a batch that is larger than the corpus holds all of it.
+        context: scratch folder, seed, precision, dev set. What the loss learns is in its checkpoints too.
+
+    Returns:
+        The trainer's log, as of `train_bi_encoder`.
+
+    Raises:
+        InputError: the model cannot do what the objective asks. StateError: a loss or gradient is not finite, or
+            all embeddings became alike. Interrupted: a signal came; a checkpoint is saved.
+
+    Example:
+        >>> train_contrastive.__name__
+        'train_contrastive'
+    """
+    set_seed(context.seed)  # a loss may draw weights
+    limit = min(settings.max_length, model.max_seq_length or settings.max_length)
+    views, loss = build_objective(model, cut_texts(sentences, limit), settings=settings, seed=context.seed)
+    return _train(
+        model, views, loss.train(), SentenceTransformerTrainer, SentenceTransformerTrainingArguments, settings,
         context,
     )  # fmt: skip
 
@@ -163,18 +204,30 @@ class _LengthGroupedSampler(LengthGroupedSampler):
         return super().__iter__()
 
 
+def _check_labels(pairs: Dataset) -> Dataset:
+    pairs = pairs.select_columns(["sentence1", "sentence2", "score"]).cast_column("score", Value("float32"))
+    if not all(math.isfinite(value) for value in pairs["score"]):
+        raise StateError("a label is not finite; training would turn every weight into NaN")
+    return pairs
+
+
+def _choose_probe(model: SentenceTransformer, rows: Dataset) -> list[str]:
+    """Up to 64 texts from all over the training set that differ to the model: in their tokens."""
+    some = rows.select(range(0, len(rows), max(1, len(rows) // _PROBE)))
+    texts = cut_texts([*some["sentence1"], *some["sentence2"]], _PROBE)
+    tokens = model.tokenizer(texts, truncation=True, max_length=model.max_seq_length)["input_ids"]
+    return list({tuple(ids): text for ids, text in zip(tokens, texts, strict=True)}.values())[:_PROBE]
+
+
 def _train(
     model: Encoder,
-    pairs: Dataset,
+    rows: Dataset,
     loss: torch.nn.Module,
     trainer_class: type,
     arguments_class: type,
     settings: TrainingSettings,
     context: TrainingContext,
 ) -> list[dict[str, Any]]:
-    pairs = pairs.select_columns(["sentence1", "sentence2", "score"]).cast_column("score", Value("float32"))
-    if not all(math.isfinite(value) for value in pairs["score"]):
-        raise StateError("a label is not finite; training would turn every weight into NaN")
     choosing = context.dev is not None and context.eval_steps > 0
     arguments = arguments_class(
         output_dir=str(context.work / "trainer"),
@@ -208,19 +261,24 @@ def _train(
     for leftover in context.work.glob("trainer/checkpoint-*"):
         shutil.rmtree(leftover)
     durable.remove_temporaries(context.work)
+    # in this order: a checkpoint that a signal asks for is looked at as well
+    callbacks = [SealedCheckpoints(context.work, context.stop, loss), FiniteNumbers(context.work), TrainingProgress()]
+    if isinstance(model, SentenceTransformer):
+        callbacks.append(DistinctEmbeddings(_choose_probe(model, rows)))
     trainer = trainer_class(
         model=model,
         args=arguments,
-        train_dataset=pairs,
+        train_dataset=rows,
         loss=loss,
         evaluator=_DevSpearman(context) if choosing else None,
-        # in this order: a checkpoint that a signal asks for is looked at as well
-        callbacks=[SealedCheckpoints(context.work, context.stop), FiniteNumbers(context.work), _Progress()],
+        callbacks=callbacks,
     )
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, which carries results alone
     with durable.explain_full_disk(context.work), context.stop.deferred():
         checkpoint = newest_checkpoint(context.work)
-        if checkpoint is not None and saved_step(checkpoint) >= train_steps(len(pairs), settings):
+        if checkpoint is not None:
+            load_loss_state(loss, model, checkpoint)
+        if checkpoint is not None and saved_step(checkpoint) >= train_steps(len(rows), settings):
             # trained to the end; the trainer would take one step more where an epoch is not whole
             _load_weights(model, checkpoint)
             trainer.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
@@ -234,6 +292,13 @@ def _train(
         model.save_pretrained(str(context.work / "last"))
         _load_weights(model, best)
     return trainer.state.log_history
+
+
+def write_log(path: Path, log: Sequence[Mapping[str, Any]]) -> None:
+    """Write a training's log as strict JSON, without its times: the same training writes the same file."""
+    # with fp16 the norm of a gradient may overflow in a step that the trainer then skips
+    strict = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in log]
+    durable.write_json(path, [row for row in strict if "train_runtime" not in row])
 
 
 def _load_weights(model: Encoder, folder: Path) -> None:
@@ -257,10 +322,11 @@ class _DevSpearman(BaseEvaluator):
         return {} if value is None else {"dev_spearman": float(value)}
 
 
-class _Progress(ProgressCallback):
+class TrainingProgress(ProgressCallback):
     """The trainer's progress bar with the loss in it; the original writes every log line to stdout."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
+        """Show the loss in the bar."""
         bar: Any = self.training_bar
         if bar is not None and logs and "loss" in logs:
             bar.set_postfix(loss=f"{float(logs['loss']):.4f}", refresh=False)

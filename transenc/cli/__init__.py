@@ -11,9 +11,12 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from transenc.cli.bootstrap import add_bootstrap
 from transenc.cli.distillation import add_distill, add_label
 from transenc.cli.evaluation import add_evaluate
+from transenc.cli.mine import add_mine
 from transenc.cli.options import add_verb, to_json
+from transenc.cli.report import add_report
 from transenc.cli.search import add_index, add_search, verify_index
 from transenc.cli.serve import add_serve
 from transenc.errors import InputError, Interrupted, TransencError
@@ -77,29 +80,37 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser.add_argument("--version", action="version", version=f"transenc {version('transenc')}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    add_bootstrap(verbs)
     add_distill(verbs)
+    add_mine(verbs)
     add_label(verbs)
     add_evaluate(verbs)
+    add_report(verbs)
     add_index(verbs)
     add_search(verbs)
     add_serve(verbs)
     verify = add_verb(
-        verbs, "verify", "check every digest of a run or an index, and that every number in it is finite", _verify
+        verbs, "verify", "check every digest of a run, an encoder or an index, and that its numbers are finite", _verify
     )
-    verify.add_argument("path", help="a run directory, or an index")
+    verify.add_argument("path", help="a run directory, an encoder made by bootstrap, or an index")
     return parser
 
 
 def _verify(arguments: argparse.Namespace) -> str:
     if Path(arguments.path, "CURRENT").exists():
         return verify_index(arguments)
-    from transenc.run import verify_run
+    from transenc.durable import is_published
+    from transenc.run import verify_published, verify_run
 
-    result = verify_run(arguments.path)
-    text = (
-        f"{result['run']}: {result['stages']} stages, {result['files']} files: all digests fit; "
-        f"{result['tensors']} tensors and {result['labels']} labels: all finite"
-    )
+    if is_published(arguments.path):
+        result = verify_published(arguments.path)
+        text = f"{result['folder']}: {result['files']} files: all digests fit; {result['tensors']} tensors: all finite"
+    else:
+        result = verify_run(arguments.path)
+        text = (
+            f"{result['run']}: {result['stages']} stages, {result['files']} files: all digests fit; "
+            f"{result['tensors']} tensors and {result['labels']} labels: all finite"
+        )
     return to_json(result) if arguments.json else text
 
 

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from transenc.cli.options import (
     add_model_options,
+    add_settings,
     add_verb,
+    changed_settings,
     format_number,
     format_table,
     load_encoders,
     quiet_libraries,
     to_json,
 )
-from transenc.config import PRESETS, Backbone, DistillConfig, field_types, merge_config, read_config
+from transenc.cli.report import write_run_report
+from transenc.config import PRESETS, Backbone, DistillConfig, merge_config, read_config
 from transenc.errors import InputError
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 
     from transenc.distillation import DistillResult
 
-INPUTS = ("model", "cross_start", "pairs", "dev", "pooling", "data", "snli", "asymmetric", "max_pairs")
+INPUTS = ("model", "cross_start", "pairs", "sentences", "dev", "pooling", "data", "snli", "asymmetric", "max_pairs",
+          "max_sentences")  # fmt: skip
 
 
 def add_distill(verbs: Any) -> None:
@@ -46,6 +49,13 @@ def add_distill(verbs: Any) -> None:
         help="pair file (tsv, csv, jsonl, parquet, `a||b` lines), Hub data set, "
         "or suite:NAME (sts, sickr, sts_sickr, mrpc, qnli, qqp; NAME-inductive)",
     )
+    verb.add_argument(
+        "--sentences",
+        action="append",
+        metavar="F",
+        help="raw sentences instead of pairs, one a line (also .gz; .tsv, .csv, .jsonl, .parquet: column sentence or "
+        "text); a plain language model is bootstrapped first, then pairs are mined",
+    )
     verb.add_argument("--output", required=True, help="run directory; the same command again resumes it")
     verb.add_argument("--dev", help="scored pairs that choose cycle and checkpoint: a file, or suite:stsb.dev")
     verb.add_argument("--preset", choices=sorted(PRESETS), help="settings to begin with (default: default)")
@@ -53,6 +63,7 @@ def add_distill(verbs: Any) -> None:
     verb.add_argument("--snli", action="store_true", default=None, help="add the SNLI pairs to a suite's pool")
     verb.add_argument("--asymmetric", action="store_true", default=None, help="(a, b) differs from (b, a)")
     verb.add_argument("--max-pairs", type=int, help="train on N pairs, sampled by the seed")
+    verb.add_argument("--max-sentences", type=int, help="begin with N of the sentences, sampled by the seed")
     verb.add_argument("--fork", metavar="RUN0", help="take over the finished stages of another run")
     verb.add_argument(
         "--report-to",
@@ -64,7 +75,7 @@ def add_distill(verbs: Any) -> None:
     verb.add_argument("--max-length", type=int, help="tokens of a sentence; a pair gets twice as many")
     add_model_options(verb, length=False, batch=False)
     settings = verb.add_argument_group("settings (presets differ; `default` shown)")
-    _add_settings(settings, DistillConfig(), "")
+    add_settings(settings, DistillConfig())
 
 
 def add_label(verbs: Any) -> None:
@@ -78,33 +89,12 @@ def add_label(verbs: Any) -> None:
     add_model_options(verb, precision="float32")
 
 
-def _add_settings(group: Any, default: Any, prefix: str) -> None:
-    for field in dataclasses.fields(default):
-        value = getattr(default, field.name)
-        if dataclasses.is_dataclass(value):
-            _add_settings(group, value, f"{field.name}-")
-            continue
-        flag = "--" + (prefix + field.name).replace("_", "-")
-        options: dict[str, Any] = {"dest": "set_" + flag[2:], "default": None}
-        if isinstance(value, bool):
-            options["action"] = argparse.BooleanOptionalAction
-        else:
-            kind = field_types(type(default))[field.name]
-            options["type"] = _number_or_text if kind == int | str else int if kind == int | None else kind
-            options["metavar"] = "NAME" if kind is str else "N"
-            options["choices"] = field.metadata["choices"]
-        group.add_argument(flag, help=f"{field.metadata['help']} ({value})".replace("%", "%%"), **options)
-
-
-def _number_or_text(text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdigit() else text
-
-
 def _distill(arguments: argparse.Namespace) -> str:
     inputs, config = _distill_settings(arguments)
-    if not inputs.get("model") or not inputs.get("pairs"):
-        missing = "--model" if not inputs.get("model") else "--pairs"
-        raise InputError(f"distill needs {missing} (or `{missing[2:]}` in --config)")
+    if not inputs.get("model"):
+        raise InputError("distill needs --model (or `model` in --config)")
+    if not inputs.get("pairs") and not inputs.get("sentences"):
+        raise InputError("distill needs --pairs or --sentences (or `pairs` or `sentences` in --config)")
     starts = inputs.get("cross_start") or [None] * len(inputs["model"])
     if len(starts) != len(inputs["model"]):
         raise InputError(f"expected one --cross-start for each --model ({len(inputs['model'])}), found {len(starts)}")
@@ -112,8 +102,9 @@ def _distill(arguments: argparse.Namespace) -> str:
     from transenc.benchmarks import is_symmetric
     from transenc.distillation import describe_plan, distill
 
-    pairs = _read_training_pairs(inputs, seed=config.seed)
-    suite = _suite_name(inputs["pairs"])
+    pairs = _read_training_pairs(inputs, seed=config.seed) if inputs.get("pairs") else None
+    sentences = _read_sentences(inputs, seed=config.seed) if inputs.get("sentences") else None
+    suite = _suite_name(inputs.get("pairs") or "")
     symmetric = not inputs.get("asymmetric") and (suite is None or is_symmetric(suite))
     backbones = [
         Backbone(bi, cross=cross, pooling=inputs.get("pooling"))
@@ -121,11 +112,14 @@ def _distill(arguments: argparse.Namespace) -> str:
     ]
     dev = None if inputs.get("dev") is None else _read_dev(inputs["dev"], inputs.get("data"))
     if arguments.dry_run:
-        plan = describe_plan(backbones, pairs, config=config, dev=dev, symmetric=symmetric, device=arguments.device)
+        plan = describe_plan(
+            backbones, pairs, sentences=sentences, config=config, dev=dev, symmetric=symmetric, device=arguments.device
+        )
         return to_json({"plan": plan}) if arguments.json else format_table(plan)
     result = distill(
         backbones,
         pairs,
+        sentences=sentences,
         output_dir=arguments.output,
         config=config,
         dev=dev,
@@ -136,6 +130,7 @@ def _distill(arguments: argparse.Namespace) -> str:
         inputs=inputs,
         trust_remote_code=arguments.trust_remote_code,
     )
+    write_run_report(result.run, data=inputs.get("data"))
     if arguments.json:
         best = {**result.best}
         for form, chosen in (("bi", result.bi_encoders), ("cross", result.cross_encoders)):
@@ -150,7 +145,7 @@ def _distill_settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], Di
     if "config" in content:  # a run.json
         content = {**content["config"], **(content.get("inputs") or {})}
     inputs = {name: content.pop(name) for name in INPUTS if name in content}
-    for name in ("model", "cross_start"):
+    for name in ("model", "cross_start", "sentences"):
         if isinstance(inputs.get(name), str):
             inputs[name] = [inputs[name]]
     for name in INPUTS:
@@ -160,20 +155,10 @@ def _distill_settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], Di
     if preset not in PRESETS:
         raise InputError(f"{arguments.config}: preset must be one of {', '.join(PRESETS)}, found {preset!r}")
     config = merge_config(PRESETS[arguments.preset or preset], content, where=str(arguments.config))
-    changes: dict[str, Any] = {}
     if arguments.max_length is not None:
-        changes = {
-            "bi": {"max_length": arguments.max_length},
-            "cross": {"max_length": 2 * arguments.max_length},
-        }
-    for name, value in vars(arguments).items():
-        if name.startswith("set_") and value is not None:
-            form, _, rest = name[4:].partition("-")
-            if form in ("bi", "cross"):
-                changes.setdefault(form, {})[rest.replace("-", "_")] = value
-            else:
-                changes[name[4:].replace("-", "_")] = value
-    return inputs, merge_config(config, changes, where="command line")
+        lengths = {"bi": {"max_length": arguments.max_length}, "cross": {"max_length": 2 * arguments.max_length}}
+        config = merge_config(config, lengths, where="command line")
+    return inputs, changed_settings(config, arguments)
 
 
 def _suite_name(source: str) -> str | None:
@@ -191,6 +176,14 @@ def _read_training_pairs(inputs: Mapping[str, Any], *, seed: int) -> Dataset:
     if suite is not None:
         source = load_pool(suite, data=inputs.get("data"), snli=bool(inputs.get("snli")))
     return read_pairs(source, max_pairs=inputs.get("max_pairs"), seed=seed)
+
+
+def _read_sentences(inputs: Mapping[str, Any], *, seed: int) -> list[str]:
+    from transenc.corpus import read_sentences
+
+    if inputs.get("max_pairs") is not None:
+        raise InputError("--max-pairs samples given pairs; for mined ones give --mine-max-pairs")
+    return read_sentences(*inputs["sentences"], max_sentences=inputs.get("max_sentences"), seed=seed)
 
 
 def _read_dev(source: str, data: str | None) -> Dataset:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from transenc.config import PRECISIONS
+from transenc.config import PRECISIONS, Settings, field_types, merge_config
 
 
 def add_verb(verbs: Any, name: str, text: str, run: Any) -> argparse.ArgumentParser:
@@ -50,6 +51,54 @@ def add_model_options(
     if precision:
         meaning = {"auto": "what is fast here", "float32": "exact"}[precision]
         verb.add_argument("--precision", choices=PRECISIONS, default=precision, help=f"default: {precision}, {meaning}")
+
+
+def add_settings(group: Any, default: Any, prefix: str = "") -> None:
+    """Add a flag for every setting of a settings class, nested ones with the name of their section before theirs."""
+    for field in dataclasses.fields(default):
+        value = getattr(default, field.name)
+        name = _flag_name(prefix, field.name)
+        if dataclasses.is_dataclass(value):
+            add_settings(group, value, name)
+            continue
+        options: dict[str, Any] = {"dest": f"set_{name}", "default": None}
+        if isinstance(value, bool):
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            kind = field_types(type(default))[field.name]
+            kinds = get_args(kind) or (kind,)
+            options["type"] = _number_or_text if kind == int | str else kinds[0]
+            options["metavar"] = "NAME" if kind is str else "TEXT" if str in kinds else "N"
+            options["choices"] = field.metadata["choices"]
+        group.add_argument(f"--{name}", help=f"{field.metadata['help']} ({value})".replace("%", "%%"), **options)
+
+
+def changed_settings(settings: Settings, arguments: argparse.Namespace) -> Settings:
+    """The settings with those that were given as flags of `add_settings`.
+
+    Raises:
+        InputError: a value is out of its range.
+    """
+    return merge_config(settings, _read_flags(settings, arguments, ""), where="command line")
+
+
+def _read_flags(settings: Any, arguments: argparse.Namespace, prefix: str) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(settings):
+        name, value = _flag_name(prefix, field.name), getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = _read_flags(value, arguments, name)
+        elif (given := getattr(arguments, f"set_{name}")) is not None:
+            changes[field.name] = given
+    return changes
+
+
+def _flag_name(prefix: str, name: str) -> str:
+    return (f"{prefix}-{name}" if prefix else name).replace("_", "-")
+
+
+def _number_or_text(text: str) -> int | str:
+    return int(text) if text.lstrip("-").isdigit() else text
 
 
 def add_rerank_options(verb: argparse.ArgumentParser) -> None:
