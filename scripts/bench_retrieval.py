@@ -20,7 +20,7 @@ from bundled import bundled_model
 from tqdm import tqdm
 
 from transenc.durable import write_json
-from transenc.encoders import load_cross_encoder, resolve_precision
+from transenc.encoders import load_encoder, resolve_precision
 from transenc.metrics import retrieval_quality
 from transenc.retrieval_sets import RetrievalSet, load_retrieval
 from transenc.scoring import score_pairs
@@ -127,7 +127,7 @@ def score(loaded: RetrievalSet, hits: Hits, rerank: str, depth: int, unit: str, 
             done = list(np.split(saved["scores"], np.cumsum(saved["counts"])[:-1]))
         if [len(part) for part in done] != [len(texts) for texts in wanted[: len(done)]]:
             sys.exit(f"{path} is of other models or settings; delete it or name another --work")
-    cross = load_cross_encoder(rerank, dtype=resolve_precision("auto"))
+    cross = load_encoder(rerank, dtype=resolve_precision("auto"))
     with tqdm(total=len(queries), initial=len(done), unit="query") as bar:
         for start in range(len(done), len(queries), QUERIES_AT_ONCE):
             block = range(start, min(start + QUERIES_AT_ONCE, len(queries)))
