@@ -160,3 +160,22 @@ def test_the_command_line(tiny_plain: Path, tmp_path: Path, capsys: pytest.Captu
     assert main([*common, "--max-sentences", "10"]) == 0
     assert json.loads(capsys.readouterr().out)["best"]["bi"]["cycle"] == 1
     assert json.loads((tmp_path / "run/run.json").read_text())["pairs"]["sentences"] == 10
+
+
+def test_the_four_commands_on_the_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Path(__file__).parents[1] / "data"
+    text = ["--sentences", str(data / "sample" / "sentences.txt"), "--max-sentences", "60", "--device", "cpu", "--json"]
+    plain = ["--model", str(data / "models" / "bpe"), "--pooling", "mean"]
+    encoder, pairs, mined, whole = (str(tmp_path / name) for name in ("enc", "pairs.parquet", "mine", "all"))
+    assert main(["bootstrap", *plain, *text, "--output", encoder, "--batch-size", "16"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 4
+    assert main(["mine", "--model", encoder, *text, "--output", pairs]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert 60 <= found["pairs"] <= 120
+    assert sum(row["pairs"] > 0 for row in found["bins"]) >= 8
+    training = ["--device", "cpu", "--json", "--precision", "float32"]
+    assert main(["distill", "--model", encoder, "--pairs", pairs, "--output", mined, *training]) == 0
+    assert json.loads(capsys.readouterr().out)["best"]["bi"]["cycle"] == 1
+    assert main(["distill", *plain, *text, "--output", whole, "--bootstrap-batch-size", "16"]) == 0
+    assert json.loads(capsys.readouterr().out)["best"]["cross"]["cycle"] == 1
+    assert (Path(whole) / "stages" / MINE / "pairs.parquet").is_file()

@@ -188,7 +188,7 @@ def test_a_label_that_is_not_finite_is_refused(bad: float, training: Training) -
         (RAW, "checkpoint-4"),
         (dataclasses.replace(RAW, mini_batch=3), "checkpoint-4"),
         (dataclasses.replace(RAW, objective="mirror", group_by_length=True), "checkpoint-4"),
-        (dataclasses.replace(RAW, objective="decomposed", sample=True), "checkpoint-4"),
+        (dataclasses.replace(RAW, objective="decomposed", queue=0, sample=True), "checkpoint-4"),
         (dataclasses.replace(RAW, objective="decomposed", queue=12), "checkpoint-4"),
         (dataclasses.replace(RAW, objective="tsdae"), "checkpoint-4"),
         (dataclasses.replace(RAW, objective="tension"), "checkpoint-4"),
@@ -222,7 +222,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 def test_what_a_loss_learns_is_trained_and_in_its_checkpoints(
     objective: str, learned: set[str], training: Training
 ) -> None:
-    training.settings = dataclasses.replace(RAW, objective=objective, epochs=1, warmup=0.0)
+    training.settings = dataclasses.replace(RAW, objective=objective, queue=0, epochs=1, warmup=0.0)
     training.run()
     first, last = (training.work / f"ckpt-{step:08d}" / LOSS_STATE for step in (2, 4))
     assert last.is_file() == bool(learned)
@@ -236,7 +236,7 @@ def test_what_a_loss_learns_is_trained_and_in_its_checkpoints(
 
 
 def test_a_checkpoint_of_another_loss_is_refused(training: Training) -> None:
-    training.settings = dataclasses.replace(RAW, objective="decomposed", epochs=1)
+    training.settings = dataclasses.replace(RAW, objective="decomposed", queue=0, epochs=1)
     training.run()
     training.settings = RAW
     with pytest.raises(StateError, match=r"ckpt-00000004/loss.safetensors: expected \[\], found \['log_s'\]"):
