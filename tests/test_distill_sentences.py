@@ -118,6 +118,37 @@ def test_a_finished_run_is_not_touched_and_other_sentences_are_refused(finished:
     assert snapshot(finished) == before
 
 
+def test_a_plain_model_and_an_encoder_teach_each_other(
+    tiny_plain: Path, tiny_bi_b: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "corpus.txt"
+    source.write_text("\n".join(SENTENCES) + "\n", encoding="utf-8")
+    models = ["--model", str(tiny_bi_b), "--model", str(tiny_plain), "--pooling", "mean"]
+    flags = ["--sentences", str(source), "--device", "cpu", "--json", "--output", str(tmp_path / "run")]
+    assert main(["distill", *models, *flags]) == 0
+    captured = capsys.readouterr()
+    assert "says itself how it pools" in captured.err and "not bootstrapped" in captured.err
+    history = json.loads(captured.out)["history"]
+    assert [model["path"] for model in history[0]["bi"]] == [f"stages/{BOOTSTRAP}/model-{i}" for i in (0, 1)]
+    start, kept = (
+        SentenceTransformer(str(tmp_path / "run/stages" / stage / "model-0"), device="cpu")
+        for stage in (START, BOOTSTRAP)
+    )
+    assert start[1].pooling_mode == kept[1].pooling_mode == "cls"
+    np.testing.assert_array_equal(start.encode(SENTENCES[:2]), kept.encode(SENTENCES[:2]))
+
+
+def test_a_fork_takes_over_what_its_settings_made(finished: Path, tiny_plain: Path, tmp_path: Path) -> None:
+    changed = dataclasses.replace(FROM_SENTENCES, mine=MiningSettings(neighbours=4, max_pairs=9))
+    ended = in_child(lambda: str(run(tiny_plain, tmp_path / "run", config=changed, fork=finished).run))
+    assert ended.status == 0, ended.error
+    old, new = fingerprint(finished), fingerprint(tmp_path / "run")
+    same = {name.split("/")[1] for name in old if old[name] == new.get(name)}
+    assert same == {START, BOOTSTRAP, "c00-50-evaluate"}
+    pairs = Dataset.from_parquet(str(tmp_path / "run/stages" / MINE / "pairs.parquet"), keep_in_memory=True)
+    assert len(pairs) <= 9
+
+
 def test_settings_that_pairs_do_not_need_are_not_part_of_their_runs(tiny_bi: Path, tmp_path: Path) -> None:
     pairs = Dataset.from_dict({"sentence1": SENTENCES[:4], "sentence2": SENTENCES[4:8]})
     options = {"output_dir": tmp_path / "run", "device": "cpu"}
@@ -132,8 +163,13 @@ def test_pairs_or_sentences_but_not_both(tiny_bi: Path, tmp_path: Path) -> None:
         distill([Backbone(str(tiny_bi))], output_dir=tmp_path / "run", device="cpu")
     with pytest.raises(InputError, match="either pairs or sentences, got both"):
         distill([Backbone(str(tiny_bi))], pairs, sentences=SENTENCES, output_dir=tmp_path / "run", device="cpu")
-    with pytest.raises(InputError, match="at least 2 sentences, got 1"):
-        distill([Backbone(str(tiny_bi))], sentences=SENTENCES[:1], output_dir=tmp_path / "run", device="cpu")
+    options: dict[str, Any] = {"output_dir": tmp_path / "run", "device": "cpu"}
+    with pytest.raises(InputError, match="at least 3 different sentences, got 2"):
+        distill([Backbone(str(tiny_bi))], sentences=[*SENTENCES[:2], SENTENCES[0]], **options)
+    with pytest.raises(TypeError, match="a sequence of texts, found one text"):
+        distill([Backbone(str(tiny_bi))], sentences="corpus.txt", **options)
+    with pytest.raises(InputError, match="are symmetric"):
+        distill([Backbone(str(tiny_bi))], sentences=SENTENCES, symmetric=False, **options)
     assert not (tmp_path / "run").exists()
 
 
@@ -155,8 +191,10 @@ def test_the_command_line(tiny_plain: Path, tmp_path: Path, capsys: pytest.Captu
     assert main([*common, "--dry-run"]) == 0
     plan = [row["stage"] for row in json.loads(capsys.readouterr().out)["plan"]]
     assert plan[1:3] == [BOOTSTRAP, MINE]
-    assert main([*common, "--max-pairs", "4"]) == 2
-    assert "--mine-max-pairs" in capsys.readouterr().err
+    for flags, hint in ((["--max-pairs", "4"], "--mine-max-pairs"), (["--snli"], "another --sentences"),
+                        (["--asymmetric"], "mined from documents")):  # fmt: skip
+        assert main([*common, *flags]) == 2
+        assert hint in capsys.readouterr().err
     assert main([*common, "--max-sentences", "10"]) == 0
     assert json.loads(capsys.readouterr().out)["best"]["bi"]["cycle"] == 1
     assert json.loads((tmp_path / "run/run.json").read_text())["pairs"]["sentences"] == 10

@@ -93,7 +93,7 @@ class BootstrapSettings(TrainingSettings):
 
     `simcse`: two dropout views of a sentence against the rest of the batch (Gao et al., EMNLP 2021). `mirror`: the
     second view also loses a random span (Liu et al., EMNLP 2021). `decomposed`: the same loss in a form that small
-    batches estimate without bias (NeurIPS 2022, see `losses`). `tsdae`, `tension`: the denoising auto-encoder and
+    batches estimate with less bias (NeurIPS 2022, see `losses`). `tsdae`, `tension`: the denoising auto-encoder and
     Contrastive Tension of sentence-transformers.
 
     Example:
@@ -110,7 +110,11 @@ class BootstrapSettings(TrainingSettings):
     mini_batch: int | None = setting(None, "GradCache (simcse, mirror): sentences passing at once; none: all")
     mask_span: int = setting(5, "mirror: characters that the second view loses, 0: none")
     memory: float = setting(0.5, "decomposed: share of a sentence's old estimate that a visit keeps, 0 to 1")
-    queue: int = setting(1024, "decomposed: past embeddings that estimate the denominator; 0: a sentence's own average")
+    queue: int | None = setting(
+        None,
+        "decomposed: past embeddings that estimate the denominator; 0: a sentence's own average over the epochs "
+        "(memory); none: 1024 for one epoch, else 0",
+    )
     sample: bool = setting(False, "decomposed: draw the auxiliary variable from its Gamma, not its mean")
     template: str | None = setting(None, "text around the sentence {}, ending in the mask token, which is then pooled")
 
@@ -125,8 +129,8 @@ class BootstrapSettings(TrainingSettings):
                 self.mini_batch)  # fmt: skip
         _expect(self.batch_size >= 2, "batch_size", "2 or more (a batch's other sentences are the negatives)",
                 self.batch_size)  # fmt: skip
-        for name in ("mask_span", "queue"):
-            _expect(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        _expect(self.mask_span >= 0, "mask_span", "0 or more", self.mask_span)
+        _expect(self.queue is None or self.queue >= 0, "queue", "0 or more", self.queue)
         _expect(0 <= self.memory < 1, "memory", "at least 0 and below 1", self.memory)
         fits = self.template is None or self.template.count("{}") == 1
         _expect(fits, "template", "a text with {} once, for the sentence", self.template)
@@ -135,6 +139,11 @@ class BootstrapSettings(TrainingSettings):
     def resolved_temperature(self) -> float:
         """The temperature that applies."""
         return self.temperature or (0.04 if self.objective == "mirror" else 0.05)
+
+    @property
+    def resolved_queue(self) -> int:
+        """The queue that applies: in a single epoch no sentence is seen twice, so it has no average of its own."""
+        return self.queue if self.queue is not None else 1024 if self.epochs <= 1 else 0
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from transenc.encoders import (
     resolve_device,
     resolve_precision,
 )
-from transenc.labeling import Scores, make_labels, merge_scores, read_labels
+from transenc.labeling import Scores, make_labels, merge_scores, read_labels, read_rows
 from transenc.metrics import correlation
 from transenc.mining import mine_pairs
 from transenc.outcome import DistillResult, find_outcome, publish_outcome, wants_cycle
@@ -98,7 +98,7 @@ def distill(
         >>> evaluate_sts(result.bi_encoders)  # doctest: +SKIP
     """
     config = config or DistillConfig()
-    check_inputs(backbones, pairs, sentences, config=config, dev=dev)
+    check_inputs(backbones, pairs, sentences, config=config, dev=dev, symmetric=symmetric)
     device = resolve_device(device)
     identity = {
         "config": _describe_config(config, mined=pairs is None),
@@ -158,7 +158,7 @@ class _Distillation:
         """The pairs to label: as given, or as mined."""
         if self.given_pairs is not None:
             return self.given_pairs
-        mined = Dataset.from_parquet(str(self.run.stage_path(MINE) / "pairs.parquet"), keep_in_memory=True)
+        mined = read_rows(self.run.stage_path(MINE) / "pairs.parquet")
         _warn_of_pairs(mined, self.dev)
         return mined
 
@@ -175,7 +175,8 @@ class _Distillation:
         carried = stage_name(cycle - 1, "20-cross-train") if self.config.continue_cross and cycle > 1 else None
         bi_start = teachers if self.config.continue_bi else self._first
         run = self.run.stage
-        run(bi_label, partial(self._label_by_bi, teachers=teachers), inputs=[teachers])
+        mined = [] if self.sentences is None else [MINE]
+        run(bi_label, partial(self._label_by_bi, teachers=teachers), inputs=[teachers, *mined])
         run(
             cross_train,
             partial(self._train_cross, cycle=cycle, carried=carried, labels=bi_label),
@@ -206,6 +207,7 @@ class _Distillation:
         for i, backbone in enumerate(self.backbones):
             start = self.run.stage_path(START) / f"model-{i}"
             if not needs_bootstrap([backbone], self.sentences):
+                logger.info("%s is a bi-encoder already: not bootstrapped", backbone.bi)
                 shutil.copytree(start, out / f"model-{i}")
                 continue
             context = self._context(work, 0, "bootstrap", i)
@@ -451,10 +453,8 @@ def _describe_texts(pairs: Dataset | None, sentences: Sequence[str] | None) -> d
     if pairs is not None:
         return {"rows": len(pairs), "sha256": _digest_rows(pairs, ("sentence1", "sentence2"))}
     assert sentences is not None
-    digest = hashlib.sha256()
-    for sentence in sentences:
-        digest.update(json.dumps(sentence, ensure_ascii=False).encode() + b"\n")
-    return {"sentences": len(sentences), "sha256": digest.hexdigest()}
+    rows = Dataset.from_dict({"sentence": list(sentences)})
+    return {"sentences": len(rows), "sha256": _digest_rows(rows, ("sentence",))}
 
 
 def _digest_rows(rows: Dataset, columns: Sequence[str]) -> str:

@@ -88,8 +88,17 @@ def read_labels(stage: Path) -> Dataset:
     Example:
         >>> read_labels(Path("run/stages/c01-10-bi-label"))["score"][:3]  # doctest: +SKIP
     """
+    return read_rows(stage / "labels.parquet")
+
+
+def read_rows(path: Path) -> Dataset:
+    """The rows of a parquet file that a stage of a run published, in memory.
+
+    Example:
+        >>> read_rows(Path("run/stages/c00-20-mine/pairs.parquet")).num_rows  # doctest: +SKIP
+    """
     # Dataset.from_parquet would leave a copy in the user's cache for ever
-    return Dataset(pyarrow.parquet.read_table(stage / "labels.parquet"))
+    return Dataset(pyarrow.parquet.read_table(path))
 
 
 def merge_scores(columns: Sequence[Scores], *, weights: Sequence[float] | None = None, scale: str = "raw") -> Scores:

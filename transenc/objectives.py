@@ -66,7 +66,7 @@ def build_objective(
             rows=len(first),
             temperature=settings.resolved_temperature,
             memory=settings.memory,
-            queue=settings.queue,
+            queue=settings.resolved_queue,
             sample=settings.sample,
         )
     elif settings.mini_batch is not None:

@@ -50,12 +50,14 @@ def check_inputs(
     *,
     config: DistillConfig,
     dev: Dataset | None = None,
+    symmetric: bool = True,
 ) -> None:
     """Refuse what no run can start from.
 
     Raises:
-        InputError: no backbone, neither or both of pairs and sentences, too few of them, a missing column, or no dev
-            set to choose by.
+        InputError: no backbone, neither or both of pairs and sentences, too few of them, a missing column, sentences
+            for asymmetric pairs, or no dev set to choose by.
+        TypeError: a text in place of the sentences.
     """
     if not backbones:
         raise InputError("distillation needs at least one backbone, got none")
@@ -67,8 +69,8 @@ def check_inputs(
         _check_columns(dev, "dev set", ("sentence1", "sentence2", "score"))
     if pairs is not None and len(pairs) < 2:
         raise InputError(f"distillation needs at least 2 pairs, got {len(pairs)}")
-    if sentences is not None and len(sentences) < 2:
-        raise InputError(f"distillation needs at least 2 sentences, got {len(sentences)}")
+    if sentences is not None:
+        _check_sentences(sentences, symmetric=symmetric)
     if config.select == "dev" and dev is None:
         raise InputError("select 'dev' needs a dev set; give one (--dev FILE) or use --select last")
 
@@ -88,7 +90,8 @@ def describe_plan(
     The time comes from scoring some of the pairs with the first backbone here and now, and from what a pass of
     training took beside a pass of scoring on a CPU (`_TRAINING_PASS`). Take it as the order of magnitude.
 
-    From sentences, a pass over one of them counts as a pair, and as many pairs are expected as mining may keep.
+    From sentences, training on one counts as a pair, encoding one as half, and as many pairs are expected as mining may
+    keep.
 
     Returns:
         One dict a stage: `stage`, `pairs` that pass through a model (a pair once in every epoch and order), `steps`
@@ -100,7 +103,7 @@ def describe_plan(
     Example:
         >>> describe_plan([Backbone("my/encoder")], pairs, config=DistillConfig())  # doctest: +SKIP
     """
-    check_inputs(backbones, pairs, sentences, config=config, dev=dev)
+    check_inputs(backbones, pairs, sentences, config=config, dev=dev, symmetric=symmetric)
     texts = pairs if pairs is not None else _pair_up(sentences or ())
     minutes_a_pair = _measure(backbones[0], texts, config, device)
     n = len(texts) if sentences is None else config.mine.count_pairs(len(sentences))
@@ -134,6 +137,15 @@ def describe_plan(
         add(stage_name(cycle, "40-bi-train"), dev_passes(bi_steps), trained, factor, bi_steps)
         add(stage_name(cycle, "50-evaluate"), (1 + orders) * on_dev)
     return plan
+
+
+def _check_sentences(sentences: Sequence[str], *, symmetric: bool) -> None:
+    if isinstance(sentences, str | bytes):
+        raise TypeError("sentences: expected a sequence of texts, found one text; read a file with read_sentences")
+    if (count := len(set(sentences))) < 3:
+        raise InputError(f"distillation needs at least 3 different sentences, got {count}")
+    if not symmetric:
+        raise InputError("pairs mined from sentences are symmetric; asymmetric ones are mined from documents (mine)")
 
 
 def _check_columns(rows: Dataset, what: str, columns: Sequence[str]) -> None:

@@ -304,11 +304,12 @@ def _describe_fork(source: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
                 f"{source}: a fork keeps the {key}, found {'; '.join(changes)}; start a run without --fork"
             )
     same_dev = recorded.get("dev") == identity.get("dev")
-    stages = {
-        stage.name: durable.directory_digest(stage)
-        for stage in sorted((source / "stages").glob("c*"))
-        if same_dev or not stage.name.endswith("-evaluate")  # its scores are of the dev set
-    }
+    old, new = recorded.get("config", {}), identity.get("config", {})
+    stages = {}
+    for stage in sorted((source / "stages").glob("c*")):
+        section = stage.name.rpartition("-")[2]  # a stage that is named like a section of the settings depends on it
+        if old.get(section) == new.get(section) and (same_dev or section != "evaluate"):
+            stages[stage.name] = durable.directory_digest(stage)
     return {"run": str(source), "stages": stages}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from transenc.cli.options import (
 from transenc.cli.report import write_run_report
 from transenc.config import PRESETS, Backbone, DistillConfig, merge_config, read_config
 from transenc.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -107,7 +110,7 @@ def _distill(arguments: argparse.Namespace) -> str:
     suite = _suite_name(inputs.get("pairs") or "")
     symmetric = not inputs.get("asymmetric") and (suite is None or is_symmetric(suite))
     backbones = [
-        Backbone(bi, cross=cross, pooling=inputs.get("pooling"))
+        Backbone(bi, cross=cross, pooling=_find_pooling(bi, inputs))
         for bi, cross in zip(inputs["model"], starts, strict=True)
     ]
     dev = None if inputs.get("dev") is None else _read_dev(inputs["dev"], inputs.get("data"))
@@ -156,9 +159,21 @@ def _distill_settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], Di
         raise InputError(f"{arguments.config}: preset must be one of {', '.join(PRESETS)}, found {preset!r}")
     config = merge_config(PRESETS[arguments.preset or preset], content, where=str(arguments.config))
     if arguments.max_length is not None:
-        lengths = {"bi": {"max_length": arguments.max_length}, "cross": {"max_length": 2 * arguments.max_length}}
+        lengths = {form: {"max_length": arguments.max_length} for form in ("bootstrap", "bi")}
+        lengths["cross"] = {"max_length": 2 * arguments.max_length}
         config = merge_config(config, lengths, where="command line")
     return inputs, changed_settings(config, arguments)
+
+
+def _find_pooling(model: str, inputs: Mapping[str, Any]) -> str | None:
+    """The one --pooling serves the bare folders among several models; others say themselves how they pool."""
+    from transenc.encoders import detect_kind
+
+    pooling = inputs.get("pooling")
+    if pooling is None or detect_kind(model) != "bi":
+        return pooling
+    logger.warning("%s says itself how it pools: --pooling %s is for bare folders and not used", model, pooling)
+    return None
 
 
 def _suite_name(source: str) -> str | None:
@@ -169,6 +184,8 @@ def _read_training_pairs(inputs: Mapping[str, Any], *, seed: int) -> Dataset:
     from transenc.benchmarks import load_pool
     from transenc.pairs import read_pairs
 
+    if inputs.get("max_sentences") is not None:
+        raise InputError("--max-sentences samples sentences; for pairs give --max-pairs")
     suite = _suite_name(inputs["pairs"])
     if suite is None and inputs.get("snli"):
         raise InputError("--snli adds to a suite's pool; with a file of your own, append the pairs to the file")
@@ -183,6 +200,8 @@ def _read_sentences(inputs: Mapping[str, Any], *, seed: int) -> list[str]:
 
     if inputs.get("max_pairs") is not None:
         raise InputError("--max-pairs samples given pairs; for mined ones give --mine-max-pairs")
+    if inputs.get("snli"):
+        raise InputError("--snli adds to a suite's pool of pairs; append a file of sentences with another --sentences")
     return read_sentences(*inputs["sentences"], max_sentences=inputs.get("max_sentences"), seed=seed)
 
 
