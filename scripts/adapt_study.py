@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 import random
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +35,7 @@ from transenc.config import Backbone, DistillConfig, MiningSettings, merge_confi
 from transenc.distillation import distill
 from transenc.durable import read_json, read_records, write_json
 from transenc.encoders import load_bi_encoder, model_digest, resolve_precision
-from transenc.errors import InputError
+from transenc.errors import InputError, Interrupted, TransencError
 from transenc.mining import mine_corpus
 from transenc.pairs import read_pairs
 from transenc.retrieval_sets import RetrievalSet, load_retrieval
@@ -43,6 +44,7 @@ from transenc.search.reranking import UNITS, Hit, choose_weight
 # The window of the bi-encoder is that of a sentence, as mined; its start is strong, so it takes few and small steps.
 BASE = {"cycles": 1, "bi": {"epochs": 0.25, "learning_rate": 2e-5, "max_length": 64}}
 DEV_SPLITS = ("dev", "train")
+PLACES = {"model": "MODEL", "index": "INDEX", "cross_start": "CROSS", "baseline_rerank": "CROSS"}
 
 Row = dict[str, Any]
 
@@ -68,10 +70,14 @@ def main() -> int:
     add_run(verbs.add_parser("run", help="mine, distil, measure; again: goes on"))
     verbs.add_parser("write", help="write the figures of docs/results/adapt-*.json into docs/adapt.md")
     arguments = parser.parse_args()
-    if arguments.verb == "write":
-        write_page()
-    else:
-        Study(arguments).run()
+    try:
+        if arguments.verb == "write":
+            write_page()
+        else:
+            Study(arguments).run()
+    except (TransencError, Interrupted) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 
@@ -84,7 +90,7 @@ def add_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--index", help="an index of the documents by --model, with BM25, not split (default: built)")
     run.add_argument("--cross-start", metavar="C", help="a cross-encoder that the adapted one starts from")
     run.add_argument("--cross-title", default="the given cross-encoder", help="what the page calls --cross-start")
-    run.add_argument("--baseline-rerank", metavar="C", help="also rerank with this cross-encoder, as it is")
+    run.add_argument("--baseline-rerank", metavar="C", help="rerank with this one, as it is (--cross-start)")
     run.add_argument(
         "--arm",
         action="append",
@@ -137,6 +143,13 @@ class Study:
         self.arms: list[Arm] = arguments.arm or [Arm("plain")]
         self.test = load_retrieval(arguments.task)
         self.dev = load_dev(arguments.task, arguments.dev_queries, arguments.seed)
+        self.baseline = arguments.baseline_rerank or arguments.cross_start
+        if self.dev is None and len(self.arms) > 1:
+            names = ", ".join(arm.name for arm in self.arms)
+            raise InputError(
+                f"{arguments.task}: expected queries of a split {' or '.join(DEV_SPLITS)} that choose an arm, found "
+                f"none for the arms {names}; give one --arm"
+            )
 
     def run(self) -> None:
         """Walk through the steps, print the figures and write them."""
@@ -236,7 +249,7 @@ class Study:
             identity = {"queries": sorted(self.dev.queries), **self.identify_reading(), "cross": model_digest(cross)}
             label = f"dev-{name.replace(':', '-')}"
             rows += self.keep(label, identity, self.measure_reranked, self.dev, hits, name, cross, None)
-        return rows
+        return add_teacher(rows)
 
     def measure_test(self, arm: Arm, weights: Mapping[str, float | None]) -> list[Row]:
         """The chosen arm behind each way to retrieve, and what it is compared with."""
@@ -254,7 +267,7 @@ class Study:
                 rows += self.keep(label, identity, self.measure_reranked, self.test, chosen, name, cross, weight)
             else:
                 rows += self.keep(label, identity, measure_retrieved, self.test, chosen)
-        return rows
+        return add_teacher(rows)
 
     def retrieve(self, loaded: RetrievalSet, arm: Arm | None = None) -> Hits:
         """The documents that each system finds; the student's, with an arm, over an index of its own."""
@@ -274,14 +287,16 @@ class Study:
     def list_crosses(self, arms: Sequence[Arm]) -> dict[str, str]:
         """What reranks: name -> folder."""
         found = {f"adapted:{arm.name}": str(self.work / arm.name / "best" / "cross-encoder") for arm in arms}
-        if self.given.baseline_rerank:
-            found["baseline"] = self.given.baseline_rerank
+        if self.baseline:
+            found["baseline"] = self.baseline
         return found if self.given.no_teacher else {**found, "teacher": self.model}
 
     def identify_reading(self) -> dict[str, Any]:
         """What a measurement depends on beside models and queries."""
+        index = self.given.index and str(Path(self.given.index).resolve())
         names = ("task", "depth", "unit")
-        return {"model": model_digest(self.model), **{name: getattr(self.given, name) for name in names}}
+        described = {name: getattr(self.given, name) for name in names}
+        return {"model": model_digest(self.model), "index": index, **described}
 
     def measure_reranked(
         self, loaded: RetrievalSet, hits: Hits, name: str, cross: str, weight: float | None
@@ -294,26 +309,31 @@ class Study:
         if weight is not None:
             orders["weighted"] = weight
         rows = []
+        retrieved = judge(hits["bi"], loaded)
         for system, found in score(loaded, hits, cross, depth, unit, path).items():
             best = find_weight(found, depth, loaded)
             for label, value in orders.items():
                 ordered = order(found, depth, value)
-                figures = {**measure(ordered, loaded), "to bi": compare(ordered, hits["bi"], loaded)}
+                own = judge(ordered, loaded)
+                figures = {**measure(ordered, loaded), "to bi": compare(own, retrieved)}
                 facts = {"system": system, "cross": name, "order": label, "weight": value, "best_weight": best}
-                rows.append({**facts, **figures})
+                rows.append({**facts, **figures, "queries": own})
         return rows
 
     def describe_command(self) -> str:
         """The command, with names in place of this machine's folders."""
-        given = self.given
-        words = [f"--pairs {given.pairs} --documents {given.documents} --epochs {given.epochs:g}"]
-        words += [f"--dev-queries {given.dev_queries} --seed {given.seed}"]
-        words += [
-            f"--{name} CROSS" for name in ("cross-start", "baseline-rerank") if vars(given)[name.replace("-", "_")]
-        ]
-        words += [f"--weight {given.weight}"] if given.weight is not None else []
-        words += [f"--arm {arm.flag}" for arm in given.arm or []]
-        words += [f"--no-{name}" for name in ("student", "hybrid", "teacher") if vars(given)[f"no_{name}"]]
+        words = []
+        for name, value in vars(self.given).items():
+            flag = f"--{name.replace('_', '-')}"
+            if name in ("verb", "task", "work", "json") or value is None or value is False:
+                continue
+            if name == "arm":
+                words += [f"{flag} {shlex.quote(arm.flag)}" for arm in value]
+            elif value is True:
+                words.append(flag)
+            else:
+                shown = f"{value:g}" if isinstance(value, float) else str(value)
+                words.append(f"{flag} {PLACES.get(name) or shlex.quote(shown)}")
         return f"python scripts/adapt_study.py run --task {self.test.name} --work DIR {' '.join(words)}"
 
 
@@ -328,7 +348,9 @@ def load_dev(task: str, count: int, seed: int) -> RetrievalSet | None:
     for split in DEV_SPLITS if count else ():
         try:
             loaded = load_retrieval(task, split=split)
-        except InputError:
+        except InputError as error:
+            if f"split {split!r}" not in str(error) and f"copy of {split!r}" not in str(error):
+                raise
             continue
         keys = draw(list(loaded.queries), count, seed)
         asked, judged = ({key: values[key] for key in keys} for values in (loaded.queries, loaded.qrels))
@@ -341,7 +363,7 @@ def measure_retrieved(loaded: RetrievalSet, hits: Hits) -> list[Row]:
     return [
         {
             **{"system": system, "cross": None, "order": None, **measure(found, loaded)},
-            **({} if system == "bi" else {"to bi": compare(found, hits["bi"], loaded)}),
+            **({} if system == "bi" else {"to bi": compare(judge(found, loaded), judge(hits["bi"], loaded))}),
         }
         for system, found in hits.items()
     ]
@@ -360,20 +382,31 @@ def find_weight(found: list[list[Hit]], depth: int, loaded: RetrievalSet) -> flo
     return choose_weight(retrieval, [[hit.rerank_score or 0.0 for hit in head] for head in heads], gains)
 
 
-def compare(
-    found: Sequence[Sequence[Hit]], other: Sequence[Sequence[Hit]], loaded: RetrievalSet, *, resamples: int = 2000
-) -> dict[str, float]:
-    """Difference of the nDCG@10 x 100, with the central 95 % over resampled queries."""
+def judge(found: Sequence[Sequence[Hit]], loaded: RetrievalSet) -> list[float]:
+    """The nDCG@10 x 100 of each query."""
     judge = pytrec_eval.RelevanceEvaluator(loaded.qrels, {"ndcg_cut.10"})
-    sides = []
-    for hits in (found, other):
-        ranks = (({hit.id: -float(rank) for rank, hit in enumerate(row)}) for row in hits)
-        figures = judge.evaluate(dict(zip(loaded.queries, ranks, strict=True)))
-        sides.append([figures.get(key, {}).get("ndcg_cut_10", 0.0) for key in loaded.queries])
-    gain = 100 * (np.array(sides[0]) - np.array(sides[1]))
+    ranks = ({hit.id: -float(rank) for rank, hit in enumerate(row)} for row in found)
+    figures = judge.evaluate(dict(zip(loaded.queries, ranks, strict=True)))
+    return [100 * figures.get(key, {}).get("ndcg_cut_10", 0.0) for key in loaded.queries]
+
+
+def compare(first: Sequence[float], second: Sequence[float], *, resamples: int = 2000) -> dict[str, float]:
+    """Difference of the means over the same queries, with the central 95 % over resampled queries."""
+    gain = np.array(first) - np.array(second)
     drawn = np.random.default_rng(0).integers(len(gain), size=(resamples, len(gain)))
     low, high = np.percentile(gain[drawn].mean(axis=1), [2.5, 97.5])
     return {"difference": float(gain.mean()), "low": float(low), "high": float(high)}
+
+
+def add_teacher(rows: Sequence[Row]) -> list[Row]:
+    """The rows without the figures of single queries; reranked ones with their difference to the teacher's, if any."""
+    teacher = {(row["system"], row["order"]): row["queries"] for row in rows if row["cross"] == "teacher"}
+    found = []
+    for row in rows:
+        other = teacher.get((row["system"], row["order"])) if row["cross"] not in (None, "teacher") else None
+        kept = {name: value for name, value in row.items() if name != "queries"}
+        found.append(kept if other is None else {**kept, "to teacher": compare(row["queries"], other)})
+    return found
 
 
 if __name__ == "__main__":

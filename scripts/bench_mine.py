@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_search import read_status
 from machine import cpu_name
 
 from transenc.config import MiningSettings
@@ -109,9 +110,7 @@ def mine(path: Path, count: int, dim: int) -> dict[str, Any]:
 
 def read_memory() -> dict[str, int]:
     """Resident memory of this process in MB: what only it can hold, and what is a file."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    sizes = {line.split(":")[0]: int(line.split()[1]) // 1024 for line in lines if line.startswith("Rss")}
-    return {"anonymous": sizes["RssAnon"], "mapped": sizes["RssFile"]}
+    return {"anonymous": read_status("RssAnon") // 1024, "mapped": read_status("RssFile") // 1024}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ The page is written by hand but for what stands between `<!-- begin NAME -->` an
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,12 +55,12 @@ def read_results(pattern: str) -> list[dict[str, Any]]:
     return [json.loads(path.read_text(encoding="utf-8")) for path in sorted((DOCS / "results").glob(pattern))]
 
 
-def fill(page: str, blocks: Mapping[str, str]) -> str:
-    """The page with the text between each block's two marks replaced."""
-    for name, text in blocks.items():
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+def fill(page: str, blocks: Mapping[str, str], *, name: str = "docs/bootstrap.md") -> str:
+    """The page `name` with the text between each block's two marks replaced."""
+    for block, text in blocks.items():
+        begin, end = f"<!-- begin {block} -->", f"<!-- end {block} -->"
         if page.count(begin) != 1 or page.count(end) != 1:
-            raise SystemExit(f"docs/bootstrap.md: expected {begin} and {end} once each; put them around the part")
+            raise SystemExit(f"{name}: expected {begin} and {end} once each; put them around the part")
         before, rest = page.split(begin)
         page = f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
     return page
@@ -82,6 +83,20 @@ def choose_best(cells: Mapping[str, Any], names: Sequence[str]) -> str | None:
     """The best of these cells by STS-B dev; None when none is there, or all stopped."""
     defined = [name for name in names if cells.get(name, {}).get(DEV) is not None]
     return max(defined, key=lambda name: cells[name][DEV], default=None)
+
+
+def plan_longer(cells: Mapping[str, Any], settings: Mapping[str, Any], best: str) -> dict[str, Any]:
+    """How many sentences of a longer bootstrap cost as much as the distillation; CPU seconds where all have them.
+
+    An interrupted training knows the CPU seconds of its last start alone, so then wall seconds are compared.
+    """
+    both = [cells[f"{next(iter(POOLS))}, training"], cells[best]]
+    resumed = any(cell["resumed"] for cell in both)
+    measured = all(cell.get("cpu_seconds") for cell in both) and not resumed
+    distilled, bootstrapped = (cell["cpu_seconds" if measured else "seconds"] for cell in both)
+    wanted = math.ceil(settings["sentence_budget"] * distilled / bootstrapped)
+    cost = "CPU seconds" if measured else "wall seconds on a machine shared with other studies"
+    return {"wanted": wanted, "capped": wanted > settings["longer_cap"], "cost": cost, "cost_resumed": resumed}
 
 
 def list_rungs(settings: Mapping[str, Any]) -> list[str]:
@@ -116,10 +131,42 @@ def describe_ladder(result: Mapping[str, Any]) -> str:
         for first, second in list_differences(settings, chosen)
         if f"{first} minus {second}" in cells
     ]
-    parts = [f"### {describe_model(result)}", f"    {result['command']}", format_table(names, rows)]
+    parts = [f"### {describe_model(result)}", f"    {result['command']}", describe_ladder_settings(settings)]
+    parts.append(format_table(names, rows))
+    if chosen and (longer := describe_longer(cells, settings, chosen)):
+        parts.append(longer)
     if differences:
         parts.append("Differences of the averages:\n\n" + "\n".join(differences))
     return "\n\n".join([*parts, describe_circumstances(result)])
+
+
+def describe_ladder_settings(settings: Mapping[str, Any]) -> str:
+    """What all objectives share, and what was distilled."""
+    rates = ", ".join(f"{rate:g}" for rate in settings["rates"])
+    told = (
+        f"One learning rate, {rates}, for all objectives, not tuned for each"
+        if len(settings["rates"]) == 1
+        else f"Learning rates {rates}, of which STS-B dev chooses"
+    )
+    pairs = "all pairs" if settings["pairs"] is None else f"{settings['pairs']:,} pairs, a random sample,"
+    return (
+        f"{told}; {settings['sentence_budget']:,} sentences each: equal sentences, not equal compute. Distilled on "
+        f"{pairs} of each pool."
+    )
+
+
+def describe_longer(cells: Mapping[str, Any], settings: Mapping[str, Any], chosen: str) -> str:
+    """What the longer bootstrap was matched by, and whether it was cut."""
+    cell = cells.get(LONGER)
+    if cell is None or "steps" not in cell:
+        return ""
+    plan = {**plan_longer(cells, settings, chosen), **{key: cell[key] for key in ("wanted", "capped") if key in cell}}
+    cut = f"cut to {settings['longer_cap']:,} by --longer-cap: **less** than that cost" if plan["capped"] else "not cut"
+    resumed = "; a training was resumed, so its cost is at least that" if plan["cost_resumed"] else ""
+    return (
+        f"*{LONGER}*: {plan['wanted']:,} sentences cost as much as the transductive distillation, by "
+        f"{plan['cost']}{resumed}; {cut}."
+    )
 
 
 def list_differences(settings: Mapping[str, Any], chosen: str | None) -> list[tuple[str, str]]:
@@ -148,6 +195,11 @@ def show_figures(cell: Mapping[str, Any] | None, floor: float | None) -> list[st
     gain = None if None in (values[-1], floor) else values[-1] - floor
     shown = ["undefined" if value is None else f"{value:.2f}" for value in (*values, dev)]
     return [*shown[:-1], "" if gain is None else f"{gain:+.2f}", shown[-1]]
+
+
+def show_average(cell: Mapping[str, Any] | None) -> str:
+    """The average of the seven tasks, or why there is none."""
+    return show_figures(cell, None)[len(STS_TASKS) if cell and "stopped" not in cell else 0]
 
 
 def show_cost(cell: Mapping[str, Any], name: str) -> list[str]:
@@ -213,14 +265,11 @@ def describe_objectives(results: Sequence[Mapping[str, Any]]) -> str:
         row = [name]
         for result in results:
             trials = [name_trial(name, rate) for rate in result["settings"]["rates"]]
-            cell = result["cells"].get(choose_best(result["cells"], [name, *trials]))
-            figures = show_figures(cell, None)
-            row += [
-                figures[len(STS_TASKS) if cell else 0],
-                figures[-1],
-                show_rate(cell or {}),
-                show_seconds(cell or {}),
-            ]
+            tried = [trial for trial in (name, *trials) if trial in result["cells"]]
+            best = choose_best(result["cells"], tried)  # none when all stopped
+            cell = result["cells"].get(best or next(iter(tried), name))
+            found = cell or {}
+            row += [show_average(cell), show_figures(cell, None)[-1], show_rate(found), show_seconds(found)]
         rows.append(row)
     return format_table(["objective", *(f"{result['name']}: {text}" for result in results for text in texts)], rows)
 
@@ -240,9 +289,9 @@ def describe_batches(result: Mapping[str, Any]) -> str:
                 trials = [name_trial(f"{method}, batch {batch}, seed {seed}", rate) for rate in settings["rates"]]
                 best = choose_best(cells, trials)
                 cell = cells.get(best or trials[0])
-                figures, found = show_figures(cell, None), cell or {}
+                found = cell or {}
                 rows.append([
-                    str(batch), method, figures[len(STS_TASKS) if best else 0], figures[-1], show_rate(found),
+                    str(batch), method, show_average(cell), show_figures(cell, None)[-1], show_rate(found),
                     f"{found['steps']:,}" if found else "", show_seconds(found),
                     f"{found['peak_mib']:,}" if found.get("peak_mib") else "", str(seed),
                 ])  # fmt: skip
@@ -264,7 +313,16 @@ def describe_synthetic(result: Mapping[str, Any]) -> str:
 
     machine = result["machine"]
     where = f"{machine['threads']} thread of {machine['cpu']}, torch {machine['torch']}"
-    return f"    {result['command']}\n\n{describe(dict(result))}\n\n{result['seconds']:,} seconds, {where}."
+    rates = result["study"]["rates"]
+    edges = []
+    for epochs in result["study"]["epochs"]:
+        chosen = [row["rate"] for row in result["training"] if row["epochs"] == epochs]
+        edges.append(f"at {epochs} epochs {chosen.count(max(rates))} largest, {chosen.count(min(rates))} smallest")
+    grid = ", ".join(f"{rate:g}" for rate in rates)
+    return (
+        f"    {result['command']}\n\n{describe(dict(result))}\n\nLearning rates chosen out of {grid}, for "
+        f"{len(chosen)} arms and batch sizes: {'; '.join(edges)}.\n\n{result['seconds']:,} seconds, {where}."
+    )
 
 
 # ---- the figure
@@ -290,8 +348,7 @@ def draw(results: Sequence[Mapping[str, Any]]) -> None:
         colours = [colour_rung(name, chosen) for name in names]
         labels = [name_rung(name, chosen).replace("**", "") for name in names]
         bars = axes.barh(labels, [value or 0.0 for value in values], color=colours)
-        shown = ["not run" if value is None else f"{value:.2f}" for value in values]
-        axes.bar_label(bars, labels=shown, padding=3)
+        axes.bar_label(bars, labels=[show_average(cells.get(name)) for name in names], padding=3)
         if floor is not None:
             axes.axvline(floor, color="black", linewidth=0.8, linestyle="--")
         axes.invert_yaxis()

@@ -18,7 +18,6 @@ import dataclasses
 import gc
 import hashlib
 import json
-import math
 import os
 import random
 import re
@@ -46,6 +45,7 @@ from bootstrap_results import (
     choose_best,
     list_trials,
     name_trial,
+    plan_longer,
     write_page,
 )
 from machine import cpu_name
@@ -170,11 +170,11 @@ def climb(study: Study, arguments: argparse.Namespace) -> None:
         for cycle in range(1, arguments.cycles + 1):
             compare_scores(study, f"{pool}, cycle {cycle}, bi", best, data)
         if pool == next(iter(POOLS)):
-            ratio = study.cells[f"{pool}, training"]["seconds"] / study.cells[best]["seconds"]
-            wanted = min(math.ceil(len(first) * ratio), arguments.longer_cap)
-            rest = sentences[len(first) :][:wanted] or first
-            settings = settings_of(arguments, objective, rate, epochs=max(1.0, wanted / len(rest)))
-            train(study, LONGER, start, rest, settings, seed, arguments)
+            plan = plan_longer(study.cells, study.head["settings"], best)
+            count = min(plan["wanted"], arguments.longer_cap)
+            rest = sentences[len(first) :][:count] or first
+            settings = settings_of(arguments, objective, rate, epochs=max(1.0, count / len(rest)))
+            train(study, LONGER, start, rest, settings, seed, arguments, about=plan)
             compare_scores(study, LONGER, best, data)
             compare_scores(study, f"{pool}, cycle {arguments.cycles}, bi", LONGER, data)
     for other in more:
@@ -191,8 +191,10 @@ def train(
     settings: BootstrapSettings,
     seed: int,
     arguments: argparse.Namespace,
+    *,
+    about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Bootstrap `model`, a language model or an encoder, and evaluate what comes out."""
+    """Bootstrap `model`, a language model or an encoder, and evaluate what comes out; the cell also says `about`."""
     from transenc.bootstrapping import bootstrap
 
     facts = {
@@ -214,6 +216,7 @@ def train(
 
         steps = train_steps(len(sentences), settings)
         cost = {"objective": settings.objective, "seed": seed, "sentences": len(sentences), "steps": steps}
+        cost |= about or {}
         try:
             cost |= measure(run, folder / "cost.json")
         except StateError as error:
@@ -245,14 +248,18 @@ def distil(study: Study, pool: str, source: str, start: Path, arguments: argpars
 
     def compute(folder: Path) -> dict[str, Any]:
         pairs = read_pairs(load_pool(source, data=arguments.data), max_pairs=arguments.pairs, seed=seed)
-        begun = (folder / "run").exists()
-        result = distill([Backbone(str(start), cross=cross)], pairs, output_dir=folder / "run", config=config)
+
+        def run() -> Any:
+            return distill([Backbone(str(start), cross=cross)], pairs, output_dir=folder / "run", config=config)
+
+        cost = measure(run, folder / "cost.json")
+        result = run()  # finished: only opened
         seconds = stage_seconds(folder / "run", read_json(folder / "run" / "run.json"))
         steps = {"bi": train_steps(len(pairs), config.bi), "cross": train_steps(2 * len(pairs), config.cross)}
         return {
             "seed": seed, "pairs": len(pairs), "steps": {form: n * arguments.cycles for form, n in steps.items()},
             "seconds": sum(s for stage, s in seconds.items() if not stage.endswith(("start", "evaluate"))),
-            "stages": seconds, "resumed": begun,
+            "stages": seconds, "resumed": cost["resumed"], "cpu_seconds": cost["cpu_seconds"],
             "agreement": {str(entry["cycle"]): entry["agreement"] for entry in result.history[1:]},
             "models": [
                 {"cycle": entry["cycle"], "form": form, "path": entry[form][0]["path"]}
@@ -309,8 +316,8 @@ def settings_of(arguments: argparse.Namespace, objective: str, rate: float, **ch
     return dataclasses.replace(BootstrapSettings(), objective=objective, learning_rate=rate, **changes)
 
 
-def measure(run: Callable[[], None], target: Path) -> dict[str, Any]:
-    """Seconds and peak memory of `run`, kept in `target`; with "resumed" they are those of its last start alone."""
+def measure(run: Callable[[], Any], target: Path) -> dict[str, Any]:
+    """Wall and CPU seconds and peak memory of `run`, kept in `target`; "resumed": those of its last start alone."""
     if target.exists():
         return read_json(target)
     mark = target.with_suffix(".started")
@@ -322,9 +329,10 @@ def measure(run: Callable[[], None], target: Path) -> dict[str, Any]:
         ctypes.CDLL(None).malloc_trim(0)  # what earlier cells freed
         before = read_status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # the peak starts anew
-    started = time.perf_counter()
+    started, worked = time.perf_counter(), time.process_time()
     run()
     cost = {"seconds": round(time.perf_counter() - started, 1), "resumed": resumed}
+    cost["cpu_seconds"] = round(time.process_time() - worked, 2)
     cost["peak_mib"] = None if before is None else (read_status("VmHWM") - before) // 1024
     write_json(target, cost)
     return cost

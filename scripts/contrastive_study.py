@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from transenc.durable import read_json, write_json
+from transenc.errors import Interrupted, TransencError
 from transenc.losses import average_log_z, decomposed_loss, estimate_log_z
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -87,10 +88,14 @@ def main() -> int:
     parser.add_argument("--svg", type=Path, default=DOCS / "contrastive-synthetic.svg")
     parser.add_argument("--write-only", action="store_true", help="draw what the JSON holds")
     arguments = parser.parse_args()
-    if not arguments.write_only:
-        torch.set_num_threads(1)
-        write_json(arguments.json, run_study(Study()))
-    result = read_json(arguments.json)
+    try:
+        if not arguments.write_only:
+            torch.set_num_threads(1)
+            write_json(arguments.json, run_study(Study()))
+        result = read_json(arguments.json)
+    except (TransencError, Interrupted) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return error.exit_code
     draw(result, arguments.svg)
     print(describe(result))
     return 0

@@ -11,7 +11,6 @@ result, `RUN/stages/20-train`, is a folder for `transenc bootstrap --model`: flo
 from __future__ import annotations
 
 import argparse
-import gzip
 import itertools
 import sys
 import time
@@ -43,7 +42,9 @@ from transformers import (
 
 from transenc import durable
 from transenc.checkpoints import FiniteNumbers, SealedCheckpoints, newest_checkpoint
+from transenc.corpus import read_sentences
 from transenc.encoders import resolve_device, resolve_precision
+from transenc.errors import InputError, Interrupted, TransencError
 from transenc.run import Run, open_run
 from transenc.signals import StopRequest, stop_on_signals
 from transenc.training import TrainingProgress
@@ -56,7 +57,7 @@ HELD_OUT = 100  # every so many blocks, one is kept for the evaluation
 def main() -> int:
     """Train the tokenizer, then the model; print the held-out loss."""
     parser = argparse.ArgumentParser(description="Train a small language model from raw sentences.")
-    parser.add_argument("--sentences", action="append", required=True, help="one a line, .txt or .txt.gz; repeatable")
+    parser.add_argument("--sentences", action="append", required=True, help="as for transenc bootstrap; repeatable")
     parser.add_argument("--output", required=True, help="run directory; the same command again resumes it")
     parser.add_argument("--kind", choices=("bert", "roberta"), default="bert", help="WordPiece or byte-level BPE")
     parser.add_argument("--layers", type=int, default=4)
@@ -74,6 +75,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=2021)
     parser.add_argument("--device")
     arguments = parser.parse_args()
+    try:
+        print(pretrain(arguments))
+    except (TransencError, Interrupted) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def pretrain(arguments: argparse.Namespace) -> str:
+    """Both stages of the run; the figures as JSON."""
+    sentences = read_sentences(*map(Path, arguments.sentences))
     device = resolve_device(arguments.device)
     config = {k: v for k, v in vars(arguments).items() if k not in ("output", "device", "sentences")}
     identity = {
@@ -89,32 +101,23 @@ def main() -> int:
         "sentences": {Path(name).name: durable.sha256_file(Path(name)) for name in arguments.sentences},
     }
     with stop_on_signals() as stop, open_run(arguments.output, identity) as run:
-        tokenizer = run.stage("10-tokenizer", lambda out, _: train_tokenizer(arguments, out))
+        tokenizer = run.stage("10-tokenizer", lambda out, _: train_tokenizer(arguments, sentences, out))
         model = run.stage(
-            "20-train", lambda out, work: train(arguments, run, tokenizer, out, work, stop), inputs=["10-tokenizer"]
+            "20-train",
+            lambda out, work: train(arguments, run, sentences, tokenizer, out, work, stop),
+            inputs=["10-tokenizer"],
         )
-    print((model / "figures.json").read_text(encoding="utf-8"))
-    return 0
+    return (model / "figures.json").read_text(encoding="utf-8")
 
 
-def read_sentences(names: list[str]) -> list[str]:
-    """Every non-empty line of the files, in their order."""
-    sentences: list[str] = []
-    for name in names:
-        opener = gzip.open if name.endswith(".gz") else open
-        with opener(name, "rt", encoding="utf-8") as lines:
-            sentences += [stripped for line in lines if (stripped := line.strip())]
-    return sentences
-
-
-def train_tokenizer(arguments: argparse.Namespace, out: Path) -> None:
+def train_tokenizer(arguments: argparse.Namespace, sentences: list[str], out: Path) -> None:
     """Save a lower-casing tokenizer of the wanted kind."""
     if arguments.kind == "bert":
         tokenizer: Any = BertWordPieceTokenizer(lowercase=True)
     else:
         tokenizer = ByteLevelBPETokenizer(lowercase=True, add_prefix_space=True)
     tokenizer.train_from_iterator(
-        read_sentences(arguments.sentences),
+        sentences,
         vocab_size=arguments.vocabulary,
         min_frequency=2,
         special_tokens=list(SPECIAL.values()),
@@ -209,10 +212,23 @@ class MaskedTokenTrainer(Trainer):
         return (loss, {}) if return_outputs else loss
 
 
-def train(arguments: argparse.Namespace, run: Run, source: Path, out: Path, work: Path, stop: StopRequest) -> None:
+def train(
+    arguments: argparse.Namespace,
+    run: Run,
+    sentences: list[str],
+    source: Path,
+    out: Path,
+    work: Path,
+    stop: StopRequest,
+) -> None:
     """Train and save the model beside its tokenizer, as float16."""
     tokenizer = AutoTokenizer.from_pretrained(str(source))
-    blocks = pack(tokenizer, read_sentences(arguments.sentences), arguments.block)
+    blocks = pack(tokenizer, sentences, arguments.block)
+    if len(blocks) < 2:
+        raise InputError(
+            f"{', '.join(arguments.sentences)}: expected at least 2 blocks of {arguments.block} tokens, found "
+            f"{len(blocks)}; give more text, or a smaller --block"
+        )
     held_out = range(0, len(blocks), HELD_OUT)
     training = blocks.select(sorted(set(range(len(blocks))) - set(held_out)))
     model = build_model(arguments, tokenizer, training)

@@ -21,6 +21,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import search_results
+
 from transenc.benchmarks import PAIR_TASKS, STS_TASKS, is_symmetric, load_benchmark, load_pool
 from transenc.cli.options import format_number, format_table, quiet_libraries
 from transenc.config import PRESETS, Backbone, DistillConfig, merge_config
@@ -375,8 +377,7 @@ def _format(figures: dict[str, float | None]) -> dict[str, str]:
 
 def _to_markdown(rows: Sequence[dict[str, str]]) -> str:
     names = list(rows[0])
-    lines = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return search_results.format_table(names, [[row[name] for name in names] for row in rows])
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -7,6 +7,7 @@ import json
 import math
 import random
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tiny import WORDS
 
 from transenc.cli import build_parser
 from transenc.durable import read_json
+from transenc.errors import InputError
 from transenc.labeling import read_labels
 from transenc.retrieval_sets import RetrievalSet
 from transenc.search.reranking import Hit
@@ -69,7 +71,7 @@ def test_the_study_runs_and_resumes(
     pytest.importorskip("bm25s", reason="hybrid retrieval needs bm25s (extra: hybrid)")
     work, figures = tmp_path / "work", tmp_path / "adapt-tiny.json"
     words = ["run", "--task", corpus, "--work", work, "--model", tiny_bi, "--json", figures, *FAST]
-    words += ["--baseline-rerank", tiny_cross, "--cross-start", tiny_cross, "--cross-title", "a tiny cross-encoder"]
+    words += ["--cross-start", tiny_cross, "--cross-title", "a tiny cross-encoder"]
     words += ["--arm", "warm", "--arm", "fresh:warm=false,cross.learning_rate=1e-4"]
     call(monkeypatch, *words)
     result = read_json(figures)
@@ -90,6 +92,14 @@ def test_the_study_runs_and_resumes(
         *((system, adapted, order) for system in ("bi", "student", "hybrid") for order in orders),
         *(("bi", cross, order) for cross in ("baseline", "teacher") for order in orders),
     }
+    rows = {(row["system"], row["cross"], row["order"]): row for row in result["test"]["rows"]}
+    for order in orders:
+        adapted_row, teacher = rows["bi", adapted, order], rows["bi", "teacher", order]
+        gap = adapted_row["ndcg@10"] - teacher["ndcg@10"]
+        assert adapted_row["to teacher"]["difference"] == pytest.approx(gap)
+        assert "to teacher" not in teacher and "queries" not in adapted_row
+    given = ("--model MODEL", "--cross-start CROSS", "--depth 6", "--unit sentence", "--epochs 0.5", "--arm warm")
+    assert all(words in result["command"] for words in given) and "--no-" not in result["command"]
     assert sum(part["pairs"] for part in result["mined"]["sources"].values()) == result["mined"]["pairs"]
     assert not str(figures.read_text(encoding="utf-8")).count(str(tmp_path))  # no path of this machine
 
@@ -107,6 +117,38 @@ def test_the_study_runs_and_resumes(
     assert read_json(figures) == result
     with pytest.raises(SystemExit, match="of other settings"):
         call(monkeypatch, *words, "--seed", "7")
+    with pytest.raises(SystemExit, match=r"of other settings \(index\)"):
+        call(monkeypatch, *words, "--index", tmp_path / "another")
+
+
+def test_what_is_wrong_is_one_line(
+    corpus: Path, tiny_bi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import adapt_study
+
+    def complain(task: Path, *words: str) -> str:
+        given = ["run", "--task", task, "--work", tmp_path / "work", "--model", tiny_bi, *words]
+        monkeypatch.setattr(sys, "argv", ["adapt_study.py", *map(str, given)])
+        assert adapt_study.main() == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    assert "no folder of that path" in complain(tmp_path / "nowhere")
+    found = complain(corpus, "--dev-queries", "0", "--arm", "a", "--arm", "b")
+    assert "expected queries of a split dev or train" in found and "arms a, b; give one --arm" in found
+
+
+def test_only_a_missing_split_is_passed_over(corpus: Path, tmp_path: Path) -> None:
+    import adapt_study
+
+    copy = Path(shutil.copytree(corpus, tmp_path / "copy"))
+    found = adapt_study.load_dev(str(copy), 3, 0)
+    assert found is not None and len(found.queries) == 3  # of train: there is no dev
+    copy.joinpath("qrels", "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq0\td0\tmuch\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"dev\.tsv:2"):
+        adapt_study.load_dev(str(copy), 3, 0)
+    for name in ("dev", "train"):
+        copy.joinpath("qrels", f"{name}.tsv").unlink()
+    assert adapt_study.load_dev(str(copy), 3, 0) is None
 
 
 def test_an_arm_is_read_from_its_flag() -> None:
@@ -127,7 +169,7 @@ def test_the_difference_is_that_of_the_means() -> None:
 
     loaded = RetrievalSet("a set", [], {"q1": "", "q2": ""}, {"q1": {"a": 1}, "q2": {"b": 1}})
     first, second = ([Hit(key, 0, 1, 1, 0) for key in keys] for keys in ("ab", "ba"))
-    found = adapt_study.compare([first, second], [second, second], loaded)
+    found = adapt_study.compare(*(adapt_study.judge(hits, loaded) for hits in ([first, second], [second, second])))
     gain = 100 * (1 - 1 / math.log2(3))  # of the first query alone
     assert found == {"difference": pytest.approx(gain / 2), "low": 0.0, "high": pytest.approx(gain)}
 
@@ -163,7 +205,7 @@ def test_the_page_says_what_the_json_says(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(adapt_results, "DOCS", tmp_path)
     (tmp_path / "results").mkdir()
     page = tmp_path / "adapt.md"
-    page.write_text(f"before\n\n{adapt_results.BEGIN}\nold\n{adapt_results.END}\n\nafter\n", encoding="utf-8")
+    page.write_text("before\n\n<!-- begin figures -->\nold\n<!-- end figures -->\n\nafter\n", encoding="utf-8")
     for task in ("scifact", "cranfield"):
         tmp_path.joinpath("results", f"adapt-{task}.json").write_text(json.dumps(make_result(task)), encoding="utf-8")
     call(monkeypatch, "write")
@@ -179,6 +221,50 @@ def test_the_page_says_what_the_json_says(tmp_path: Path, monkeypatch: pytest.Mo
     assert f"| {weighted} | 66.62 | 92.25 | 60.00 | +2.12 (+0.50 to +3.75) |  |" in text
     call(monkeypatch, "write")
     assert page.read_text(encoding="utf-8") == text
+
+
+def test_the_page_says_what_adapting_gave(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import adapt_results
+
+    monkeypatch.setattr(adapt_results, "DOCS", tmp_path)
+    result = make_result("scifact")
+    result["arms"][0]["warm"] = True
+    fused = result["dev"]["rows"][1]
+    alone = {**fused, "order": "alone", "ndcg@10": 67.5, "weight": 1.0}
+    teacher = {**alone, "cross": "teacher", "ndcg@10": 67.25}
+    result["test"]["rows"] = [fused, alone, {**alone, "order": "weighted", "weight": 0.4}, teacher]
+    target, gap = adapt_results.describe_outcome(result)
+    assert target == (
+        "The fused order, which is the default, meets the target of +2.0 over the bi-encoder alone: +2.12; at the "
+        "weight 0.4, which 60 development queries chose, it is +2.12."
+    )
+    assert gap.endswith("each at its own weight): the order alone +0.25.")
+    alone["to teacher"] = {"difference": 0.25, "low": -1.0, "high": 1.5}
+    alone["to bi"] = fused["to bi"] = {**fused["to bi"], "difference": 1.75}
+    assert adapt_results.describe_outcome(result)[1].endswith("the order alone +0.25 (-1.00 to +1.50).")
+    assert "misses the target of +2.0 over the bi-encoder alone: +1.75;" in adapt_results.describe_outcome(result)[0]
+
+    # before: the study's own row, or the one of the search study, of the same model read in the same way
+    result["test"]["rows"].append({**alone, "cross": "baseline", "ndcg@10": 61.5})
+    assert "the order alone: 61.50 before it was adapted, 67.50 after (+6.00)." in "".join(
+        adapt_results.describe_outcome(result)
+    )
+    result["test"]["rows"].pop()
+    searched = {"bi fused": {"ndcg@10": 66.0}, "bi reranked": {"ndcg@10": 62.0}, "bi by weight": {"0.5": 68, "0.9": 64}}
+    (tmp_path / "results").mkdir()
+    described = {"depth": 50, "unit": "sentence", "scifact": searched}
+    tmp_path.joinpath("results", "search-quality.json").write_text(json.dumps(described), encoding="utf-8")
+    assert len(adapt_results.describe_outcome(result)) == 2  # another cross-encoder
+    result["cross_start"] = adapt_results.SEARCHED
+    before = adapt_results.describe_outcome(result)[0]
+    assert "the order alone: 62.00 before it was adapted, 67.50 after (+5.50). Before, the weight" in before
+    assert "gave 68.00 (at 0.5;" in before
+    result["unit"] = "passage"
+    assert len(adapt_results.describe_outcome(result)) == 2
+
+    result["dev"] = {"queries": 0, "rows": []}
+    assert "No development queries: the weight 0.4 was given." in adapt_results.describe(result)
+    assert "the weight 0.4, which was given, it is" in adapt_results.describe(result)
 
 
 def test_the_published_page_is_made_from_the_published_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,20 @@ def test_the_result_is_an_ordinary_folder_with_its_figures(whole: Path, tiny_pla
     assert [row["step"] for row in durable.read_json(whole / "log.json")] == [1, 2, 3, 4]
 
 
+def test_the_card_says_how_it_was_made_and_quotes_no_sentence(whole: Path, tiny_plain: Path) -> None:
+    card = (whole / "README.md").read_text("utf-8")
+    for fact in (
+        f"| backbone | {tiny_plain.name}, sha256 ",
+        "| sentences | 16 |",
+        "| seed | 2021 |",
+        "objective simcse",
+    ):
+        assert fact in card
+    assert not any(text in card for text in SENTENCES)
+    assert "widget:" not in card
+    assert str(tiny_plain) not in card
+
+
 def test_the_same_call_makes_the_same_folder(whole: Path, tiny_plain: Path, tmp_path: Path) -> None:
     again = run(tiny_plain, tmp_path / "enc")
     assert weights(again) == weights(whole)
@@ -145,8 +159,11 @@ def test_another_model_is_refused_also_in_an_unfinished_run(
     with monkeypatch.context() as patch, pytest.raises(ValueError, match="stop here"):
         patch.setattr("transenc.bootstrapping.load_bi_encoder", refuse)
         run(tiny_plain, tmp_path / "enc")
-    with pytest.raises(StateError, match="model: "):
+    with pytest.raises(StateError, match="model: ") as error:
         run(tiny_bi, tmp_path / "enc")
+    assert str(error.value).endswith(
+        f"; repeat the original command, name another output folder, or delete {tmp_path / 'enc.part'} to start anew"
+    )
 
 
 def refuse(*_: Any, **__: Any) -> None:
@@ -163,6 +180,8 @@ def test_killed_at_any_moment_it_resumes_to_the_same_weights(whole: Path, tiny_p
         assert in_child(die_at(count, lambda output=output: str(run(tiny_plain, output)))).status == 137
         assert durable.is_published(output) == (count > parts[2])
         assert weights(run(tiny_plain, output)) == weights(whole)
+        card = (output / "README.md").read_text("utf-8")
+        assert "| sentences | 16 |" in card and not any(text in card for text in SENTENCES)
         assert sorted(path.name for path in output.parent.iterdir()) == ["enc"]
 
 
@@ -173,7 +192,18 @@ def test_scratch_that_a_kill_left_is_removed(whole: Path, tiny_plain: Path, tmp_
     (part / "work" / "train").mkdir(parents=True)
     run(tiny_plain, output)
     assert part.exists()  # without a run.json it may be anybody's
-    durable.write_json(part / "run.json", {})
+    mine = durable.verify_directory(output)
+    for other in ({}, {**mine, "pooling": "cls"}):  # no run at all, and somebody else's
+        durable.write_json(part / "run.json", other)
+        run(tiny_plain, output)
+        assert (part / "work" / "train").is_dir()
+    mine.pop("figures")
+    durable.write_json(part / "run.json", mine)
+    (part / "notes.txt").write_text("mine")
+    run(tiny_plain, output)
+    assert [path.name for path in part.iterdir()] == ["notes.txt"]
+    (part / "notes.txt").unlink()
+    durable.write_json(part / "run.json", mine)
     run(tiny_plain, output)
     assert not part.exists()
 
@@ -197,6 +227,11 @@ def test_output_folders(whole: Path, tiny_plain: Path, tmp_path: Path) -> None:
         run(tiny_plain, tmp_path / "other")
     with pytest.raises(InputError, match="not made by bootstrap"):
         read_figures(tmp_path / "other")
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with pytest.raises(InputError, match="link: is a link"):
+        run(tiny_plain, tmp_path / "link")
+    assert not (tmp_path / "link.part").exists()
     (tmp_path / "empty é").mkdir()
     assert weights(run(tiny_plain, tmp_path / "empty é")) == weights(whole)
     damaged = tmp_path / "damaged"
@@ -335,6 +370,30 @@ def test_fewer_than_two_sentences_are_refused(sentences: list[str], tiny_plain: 
     with pytest.raises(InputError, match="expected 2 or more different sentences, found"):
         run(tiny_plain, tmp_path / "enc", sentences)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_string_is_not_sentences(tiny_plain: Path, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="expected a sequence of texts, found one string"):
+        run(tiny_plain, tmp_path / "enc", "corpus.txt")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_refused(seed: int, tiny_plain: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="seed must be"):
+        run(tiny_plain, tmp_path / "enc", seed=seed)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "sentences", [["", "  ", "\t"], [f"{'dog ' * 30}{end}" for end in ("a cat", "the sun", "a lake")]]
+)
+def test_texts_that_are_the_same_to_the_model_are_refused(
+    sentences: list[str], tiny_plain: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="all 3 sentences have the same tokens"):
+        run(tiny_plain, tmp_path / "enc", sentences)
+    assert not (tmp_path / "enc").exists()
 
 
 def test_a_plain_model_needs_a_pooling(tiny_plain: Path, tmp_path: Path) -> None:

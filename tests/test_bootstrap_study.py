@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,12 @@ def test_the_ladder_is_climbed_and_goes_on_where_it_was_stopped(
     assert result["sentences"] == {"files": ["sentences.txt"], "different": 39, "left_out": 1}
     best = max(trials, key=lambda name: cells[name]["stsb dev"])
     assert cells["bootstrap longer"]["objective"] == cells["chosen, seed 2022"]["objective"] == best.split(",")[0]
-    assert cells["bootstrap longer"]["sentences"] <= 20 and cells[trials[0]]["steps"] == 1
+    longer = cells["bootstrap longer"]
+    spent = [cells[name]["cpu_seconds"] for name in ("transductive, training", best)]
+    assert longer["wanted"] == math.ceil(12 * spent[0] / spent[1]) and longer["cost"] == "CPU seconds"
+    assert longer["capped"] == (longer["wanted"] > 20) and not longer["cost_resumed"]
+    assert longer["sentences"] == min(20, longer["wanted"]) and cells[trials[0]]["steps"] == 1
+    assert f"{longer['wanted']:,} sentences cost as much as the transductive" in describe_ladder(result)
     assert cells[trials[1]]["settings"]["queue"] == 4
     assert cells["transductive, training"]["steps"] == {"bi": 2, "cross": 1}
     gain = cells["transductive, cycle 1, bi"]["average"] - cells[best]["average"]
@@ -169,11 +175,13 @@ def test_the_page_says_what_the_json_says(monkeypatch: pytest.MonkeyPatch, tmp_p
         "name": "wordpiece", "command": "python scripts/bootstrap_study.py ladder", "sentences": {
             "files": ["a.txt"], "different": 90000, "left_out": 12},
         "model": {"layers": 4, "width": 256, "vocabulary": 8192, "parameters": 5_300_000},
-        "settings": {"objectives": ["simcse", "mirror"], "rates": [1e-4, 3e-5], "seed": [2021, 2022], "cycles": 1},
+        "settings": {"objectives": ["simcse", "mirror", "tsdae"], "rates": [1e-4, 3e-5], "seed": [2021, 2022],
+                     "cycles": 1, "pairs": 20000, "sentence_budget": 16000, "longer_cap": 50000},
         "cells": {
             "word overlap": cell(57.0), "simcse, rate 0.0001": cell(60.0, **cost),
             "mirror, rate 3e-05": cell(61.5, **cost, peak_mib=80, settings={"learning_rate": 3e-5}),
-            "mirror, rate 0.0001": {"stopped": "all alike", "machine": machine},
+            **{f"{name}, rate 0.0001": {"stopped": "all alike", "machine": machine} for name in ("mirror", "tsdae")},
+            "bootstrap longer": cell(62.0, **{**cost, "sentences": 50000}),
             "transductive, training": {"pairs": 37075, "steps": {"bi": 2318, "cross": 2318}, "seconds": 1200.4,
                                        "resumed": True, "machine": machine},
             "transductive, cycle 1, bi": cell(65.0),
@@ -189,10 +197,20 @@ def test_the_page_says_what_the_json_says(monkeypatch: pytest.MonkeyPatch, tmp_p
         "| distilled, transductive, cycle 1: bi-encoder |" + " 65.00 |" * 8 + " +8.00 | 65.00 | 37,075 pairs |" in page
     )
     assert "| 2,318 bi + 2,318 cross | at least 1,200 |" in page
-    assert "| bootstrap longer | not run |" in page and "| mirror | 61.50 | 61.50 | 3e-05 | 300 |" in page
+    assert "| chosen, seed 2022 | not run |" in page and "| mirror | 61.50 | 61.50 | 3e-05 | 300 |" in page
     assert "| mirror, rate 0.0001 | stopped |" in page and "mirror, rate 0.0001 stopped: all alike" in page
     assert "cycle 1: bi-encoder minus mirror, rate 3e-05: +3.50 (95 %: +3.00 to +4.00)" in page
+    assert "| tsdae | stopped |  |  |  |" in page  # whichever rate: none of them was chosen
+    assert "Learning rates 0.0001, 3e-05, of which" in page and "Distilled on 20,000 pairs, a random sample," in page
+    # cells of a study without CPU seconds: 1,200.4 / 300 of 16,000 sentences, by the clock on the wall
+    longer = (
+        "*bootstrap longer*: 64,022 sentences cost as much as the transductive distillation, by wall seconds on a "
+        "machine shared with other studies; a training was resumed, so its cost is at least that; cut "
+        "to 50,000 by --longer-cap"
+    )
+    assert longer in page
     figure = tmp_path.joinpath("bootstrap-ladder.svg").read_bytes()
+    assert b"<!-- stopped -->" in figure and b"<!-- not run -->" in figure
     bootstrap_results.write_page()
     assert tmp_path.joinpath("bootstrap-ladder.svg").read_bytes() == figure
 

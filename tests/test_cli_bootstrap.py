@@ -103,11 +103,12 @@ def test_verify_checks_the_folder(made: list[object], files: Path, capsys: pytes
     ("more", "words"),
     [
         (["--seed", "-1"], "seed must be 0 or more, found -1"),
+        (["--seed", str(2**32)], "seed must be 4294967295 or less, found 4294967296"),
         (["--save-steps", "0"], "save_steps must be 1 or more, found 0"),
         (["--batch-size", "1"], "command line: batch_size must be 2 or more"),
         (["--objective", "tension", "--mini-batch", "4"], "simcse and mirror have it"),
         (["--template", "{} is"], "must end in the mask token"),
-        (["--max-sentences", "1"], "2"),
+        (["--max-sentences", "1"], "max_sentences: expected at least 2"),
         (["--sentences", "no/such.txt"], "no/such.txt"),
     ],
 )
@@ -119,9 +120,11 @@ def test_mistakes_are_one_line(
     assert (code, out) == (2, "")
     line = err.strip().splitlines()[-1]
     assert line.startswith("transenc: ") and words in line
+    assert not (tmp_path / "enc").exists()
 
 
 def test_changed_settings_are_refused(made: list[object], capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(capsys, *made, "--epochs", "2")
     assert code == 3
     assert "config.bootstrap.epochs: 1.0 -> 2.0" in err
+    assert err.endswith("repeat the original command, or name another output folder\n")

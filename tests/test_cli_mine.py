@@ -79,6 +79,7 @@ def test_documents_give_asymmetric_pairs_and_the_text_says_so(
     given = ["--model", tiny_bi, "--corpus", files / "docs.jsonl", "--near-duplicate", 1]
     code, out, err = call(capsys, *given, "--output", output)
     assert code == 0, err
+    assert "cosine of the kept pairs" in out.splitlines()[0]
     assert f"40 pairs of a query and a sentence that may answer it in {output}" in out
     assert out.splitlines()[-1] == f"next: transenc distill --pairs {output} --asymmetric ..."
     assert call_json(capsys, *given, "--output", output)["asymmetric"] is True
@@ -142,7 +143,8 @@ def test_flags_of_sentences_are_not_for_documents(
 
 
 def test_bad_text_is_refused_before_the_model_is_loaded(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    one, tabs, twice = tmp_path / "one.txt", tmp_path / "tabs.txt", tmp_path / "twice.jsonl"
+    one, tabs, twice, ids = (tmp_path / name for name in ("one.txt", "tabs.txt", "twice.jsonl", "ids.jsonl"))
+    ids.write_text('{"_id": "a", "text": "b"}\n{"_id": "b\\tc", "text": "c"}\n', encoding="utf-8")
     one.write_text("It rains.\n\n", encoding="utf-8")
     tabs.write_text("It\train.\nIt snows.\n", encoding="utf-8")
     twice.write_text('{"_id": "a", "text": "b"}\n{"_id": "a", "text": "c"}\n', encoding="utf-8")
@@ -150,6 +152,7 @@ def test_bad_text_is_refused_before_the_model_is_loaded(capsys: pytest.CaptureFi
         ("--sentences", one, f"{one}: expected at least 2 different sentences, found 1"),
         ("--sentences", tabs, "a sentence has a tab or line break, 'It\\train.'; write .jsonl or .parquet"),
         ("--sentences", tmp_path / "no.txt", "no such file"),
+        ("--corpus", ids, f"{ids}:2: the id 'b\\tc' has a tab or line break, which {tmp_path / 'p.tsv'} cannot hold"),
         ("--corpus", twice, f"{twice}:2: the id 'a' occurs a second time"),
     ):
         code, out, err = call(capsys, "--model", "no/model", kind, path, "--output", tmp_path / "p.tsv")

@@ -20,7 +20,7 @@ LAYERS = [
     for layer in (
         "errors config durable signals tables pairs corpus benchmarks retrieval_sets model_folders run",
         "metrics encoders templates",
-        "scoring alignment losses objectives checkpoints training",
+        "model_cards scoring alignment losses objectives checkpoints training",
         "labeling search mining evaluation retrieval_evaluation",
         "bootstrapping outcome planning distillation",
         "report export cli __main__",

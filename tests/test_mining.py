@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -89,6 +90,20 @@ def test_of_near_duplicates_the_earlier_stays() -> None:
 def test_a_duplicate_of_a_duplicate_that_went_stays() -> None:
     kept, _ = find_neighbours(index_circle(0, 2, 4), 2, near_duplicate=0.9993)
     assert kept.tolist() == [True, False, True]
+
+
+def test_near_duplicates_are_found_across_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    degrees = np.random.default_rng(0).uniform(0, 170, 60)
+    expected = find_neighbours(index_circle(*degrees), 59, near_duplicate=0.999)[0]
+    cosines = make_circle(*degrees) @ make_circle(*degrees).T
+    kept: list[int] = []
+    for row in range(60):
+        if not (cosines[row, kept] >= 0.999).any():
+            kept.append(row)
+    assert np.flatnonzero(expected).tolist() == kept
+    assert len(kept) < 60
+    monkeypatch.setattr(cleaning, "_QUERIES_AT_ONCE", 7)
+    assert find_neighbours(index_circle(*degrees), 59, near_duplicate=0.999)[0].tolist() == expected.tolist()
 
 
 def test_more_copies_than_neighbours_all_go() -> None:
@@ -341,6 +356,40 @@ def test_a_long_document_meets_what_comes_next(model: SentenceTransformer, texts
     assert 5 <= max(distances["adjacent"]) < 20
 
 
+def test_no_more_queries_are_asked_than_the_pairs_need(
+    model: SentenceTransformer, documents: list[Document], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transenc.mining import documents as mining_documents
+    from transenc.mining.library import Library
+
+    asked: list[int] = []
+    read = Library.read
+    monkeypatch.setattr(Library, "read", lambda self, queries, *a, **k: asked.append(len(queries)) or read(  # type: ignore[func-returns-value]
+        self, queries, *a, **k))  # fmt: skip
+    monkeypatch.setattr(mining_documents, "_QUERIES_AT_LEAST", 5)
+    for settings, count in ((MiningSettings(near_duplicate=1.0), 30), (MiningSettings(max_pairs=4), 5)):
+        mined = mine_corpus(model, documents, settings=settings)
+        assert len(mined) == settings.count_pairs(30)
+        assert asked.pop() == count
+
+
+@pytest.mark.parametrize(
+    ("text", "query", "given_away"),
+    [
+        ("The bridge was built in 1932, and it stands.", "The bridge was built in 1932.", True),
+        ("It stands: the “bridge” WAS built in 1932!", "The bridge was built in 1932.", True),
+        ("The bridge was built in 1933, and it stands.", "The bridge was built in 1932.", False),
+        ("A river - cold and deep.", "A river.", True),
+        ("It is a river.", "A river.", False),  # short
+        ("雨が降る、そして", "雨が降る。", True),
+    ],
+)
+def test_a_query_leaks_whatever_its_punctuation(text: str, query: str, given_away: bool) -> None:
+    from transenc.mining.library import _gives_away
+
+    assert _gives_away(text, query) is given_away
+
+
 def test_one_sentence_documents_and_titles_alone(model: SentenceTransformer, texts: list[str]) -> None:
     lines = [Document(str(i), text) for i, text in enumerate(texts[:12])]
     mined = mine_corpus(model, [*lines, Document("t", "", title="the old bridge")], settings=MiningSettings())
@@ -420,6 +469,17 @@ def test_a_list_begins_with_the_nearest_or_with_its_own_document(
         owner = next(d for d in documents if row["query"] in {d.title, *list_parts(d)})
         assert row["texts"][0] in list_parts(owner)
         assert not set(row["texts"][1:]) & list_parts(owner)
+
+
+def test_lists_that_stay_short_are_counted(
+    model: SentenceTransformer, documents: list[Document], caplog: pytest.LogCaptureFixture
+) -> None:
+    lone = [Document(f"lone{i}", f"{word} alone.") for i, word in enumerate(("Rain", "Snow", "Wind"))]
+    settings = MiningSettings(near_duplicate=1.0, neighbours=1, pairs_per_sentence=99)
+    mined = mine_lists(model, [*documents[:3], *lone], size=6, settings=settings)
+    short, total = map(int, re.search(r"(\d+) of (\d+) lists left out: fewer than 6", caplog.text).groups())  # type: ignore[union-attr]
+    assert short > 0
+    assert total == short + len(mined)
 
 
 @pytest.mark.parametrize(

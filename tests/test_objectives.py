@@ -15,7 +15,8 @@ from transformers import AutoModel, AutoTokenizer
 from transenc.config import BootstrapSettings
 from transenc.encoders import load_bi_encoder
 from transenc.errors import InputError
-from transenc.objectives import build_objective, delete_words, mask_span
+from transenc.objectives import build_objective, cut_to_window, delete_words, mask_span
+from transenc.templates import install_template
 from transenc.training import TrainingContext, train_contrastive
 
 SENTENCES = [a for a, _ in make_pairs(24)]
@@ -73,6 +74,38 @@ def test_words_are_deleted() -> None:
     assert all(delete_words("one two", row=row, seed=1) in {"one", "two", "one two"} for row in range(50))
     shorter = delete_words("今日は天気がいいから散歩に行きたい", row=3, seed=1)
     assert 0 < len(shorter) < 17 and " " not in shorter
+    assert delete_words("", row=0, seed=1) == ""
+
+
+def test_texts_are_cut_to_the_window(tiny_bi: Path) -> None:
+    model = load_bi_encoder(tiny_bi, device="cpu")
+    texts = [" The cat sees  ", "the cat " * 50, "cat" * 30, ""]
+    # 8 tokens, of which [CLS] and [SEP] are two; "catcat..." is one word: cat ##c ##a ##t ##c ##a ...
+    expected = [" The cat sees  ", "the cat the cat the cat", "catcatca", ""]
+    assert cut_to_window(model, texts, 8) == expected
+    install_template(model, "near {} is {mask}")
+    assert cut_to_window(model, texts, 10)[1:3] == ["the cat the cat the cat", "catcatca"]  # beside the prompt's 4
+    model.tokenizer.truncation_side = "left"
+    assert cut_to_window(model, texts[1:2], 8) == ["the cat the cat"]
+
+
+@pytest.mark.parametrize("objective", ["mirror", "tsdae"])
+def test_views_of_long_texts_are_drawn_inside_the_window(objective: str, tiny_bi: Path) -> None:
+    model = load_bi_encoder(tiny_bi, device="cpu")
+    long = [" ".join([text] * 8) for text in SENTENCES]
+    settings = dataclasses.replace(SETTINGS, objective=objective, mask_span=3)
+    views, _ = build_objective(model, long, settings=settings, seed=1)
+    read = cut_to_window(model, long, 24)
+    assert all(len(text.split()) == 22 for text in read)
+    if objective == "tsdae":
+        assert views["sentence2"][:] == read
+        for some, text in zip(views["sentence1"], read, strict=True):
+            assert len(some.split()) < 22 and set(some.split()) <= set(text.split())
+        return
+    assert views["sentence1"][:] == long
+    for text, view in zip(read, views["sentence2"], strict=True):
+        left, mask, right = view.partition("[MASK]")
+        assert mask and text.startswith(left.strip()) and text.endswith(right.strip())
 
 
 # ---- losses

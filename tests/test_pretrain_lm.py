@@ -13,7 +13,6 @@ from safetensors.numpy import load_file
 from tiny import make_pairs
 
 from transenc.encoders import load_bi_encoder, load_cross_encoder
-from transenc.errors import StateError
 from transenc.scoring import encode_texts
 
 ROOT = Path(__file__).parents[1]
@@ -29,12 +28,12 @@ def sentences(tmp_path: Path) -> Path:
     return path
 
 
-def pretrain(monkeypatch: pytest.MonkeyPatch, *flags: str) -> None:
+def pretrain(monkeypatch: pytest.MonkeyPatch, *flags: str) -> int:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     import pretrain_lm
 
     monkeypatch.setattr(sys, "argv", ["pretrain_lm.py", *flags])
-    assert pretrain_lm.main() == 0
+    return pretrain_lm.main()
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
@@ -43,7 +42,7 @@ def test_a_model_that_learns_and_loads(
 ) -> None:
     output = tmp_path / "lm"
     flags = [*SIZES, "--sentences", str(sentences), "--output", str(output), "--kind", kind, "--epochs", "12"]
-    pretrain(monkeypatch, *flags, "--learning-rate", "1e-2")
+    assert pretrain(monkeypatch, *flags, "--learning-rate", "1e-2") == 0
     figures = json.loads(capsys.readouterr().out)
     losses = list(figures["losses"].values())
     assert losses[-1] < losses[0] - 0.5  # of ln 160 = 5.1
@@ -55,10 +54,10 @@ def test_a_model_that_learns_and_loads(
     np.testing.assert_array_equal(lower, upper)
     load_cross_encoder(folder, new_head=True, device="cpu")
     before = (folder / "model.safetensors").stat().st_mtime_ns
-    pretrain(monkeypatch, *flags, "--learning-rate", "1e-2")
+    assert pretrain(monkeypatch, *flags, "--learning-rate", "1e-2") == 0
     assert (folder / "model.safetensors").stat().st_mtime_ns == before
-    with pytest.raises(StateError, match=r"config.learning_rate: 0.01 -> 0.02"):
-        pretrain(monkeypatch, *flags, "--learning-rate", "2e-2")
+    assert pretrain(monkeypatch, *flags, "--learning-rate", "2e-2") == 3
+    assert "config.learning_rate: 0.01 -> 0.02" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_blocks_hold_the_text_in_order(tiny_plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +84,24 @@ def test_the_first_embeddings_know_which_words_meet(tiny_plain: Path, monkeypatc
     red, green, loud, unseen = (vectors[tokenizer.convert_tokens_to_ids(w)] for w in ("red", "green", "loud", "moon"))
     assert red @ green > 0.9 > 0.5 > red @ loud
     assert not unseen.any()
+
+
+def test_too_little_text_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def complain(text: str | None) -> str:
+        path = tmp_path / "text.txt"
+        path.unlink(missing_ok=True)
+        if text is not None:
+            path.write_text(text, encoding="utf-8")
+        flags = [*SIZES, "--sentences", str(path), "--output", str(tmp_path / "lm")]
+        assert pretrain(monkeypatch, *flags) == 2
+        return capsys.readouterr().err.splitlines()[-1]
+
+    for text in (None, "", "\n\n"):
+        assert "text.txt" in complain(text)
+        assert not (tmp_path / "lm").exists()
+    assert "expected at least 2 blocks of 16 tokens, found 0; give more text" in complain("the cat\na dog\n")
 
 
 # ---- the models in the repository

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 import shutil
 import sys
@@ -23,15 +24,17 @@ from transformers import AutoTokenizer
 
 from transenc import durable
 from transenc.cli import main
+from transenc.cli.report import write_run_report
 from transenc.config import Backbone
 from transenc.distillation import distill
-from transenc.errors import InputError
-from transenc.report.blocks import duration
+from transenc.errors import InputError, StateError
+from transenc.report.blocks import duration, show_text
+from transenc.report.comparison import build_comparison
 from transenc.report.document import build_document
 from transenc.report.facts import read_facts
-from transenc.report.labels import show_text
 from transenc.report.rendering import render_html, render_markdown
 from transenc.report.statistics import interval
+from transenc.report.times import sum_stages
 from transenc.report.verdict import judge
 from transenc.report.writing import write_report
 
@@ -369,6 +372,21 @@ def test_invisible_characters_are_shown() -> None:
     assert show_text("a\tb\x00c\u2066d\u200be") == "a[U+0009]b[U+0000]c[U+2066]d[U+200B]e"
     assert show_text("\U0001f469\u200d\U0001f52c") == "\U0001f469\u200d\U0001f52c"  # one emoji, joined
     assert show_text("abcdef", length=4) == "abc…"
+    assert show_text(os.fsdecode(b"a\xff")) == "a[U+DCFF]"  # the name of a file that is not UTF-8
+
+
+def test_names_with_mathematics_line_breaks_and_turned_text_are_shown(copied: Path, run: Path, tmp_path: Path) -> None:
+    odd = copied.rename(tmp_path / "m$x_{$\n\u202ed | e")
+    identity = durable.read_json(odd / "run.json")
+    identity["inputs"] = {"model": ["a\nb\u202e$c$"]}
+    durable.write_json(odd / "run.json", identity)
+    for runs, name in (([odd], "report"), ([run, odd], "comparison")):
+        write_report(runs, output=tmp_path)
+        page, text = ((tmp_path / f"{name}{suffix}").read_text("utf-8") for suffix in (".html", ".md"))
+        assert "\u202e" not in page + text
+        assert read_markdown(text) == Tables(page).tables
+        assert "m$x_{$[U+000A][U+202E]d | e" in page
+        assert "a[U+000A]b[U+202E]$c$" in page
 
 
 def test_the_same_run_gives_the_same_bytes(run: Path, page: str, facts: dict[str, Any]) -> None:
@@ -399,6 +417,8 @@ def test_an_unfinished_run_renders(copied: Path) -> None:
     assert result["facts"]["verdict"]["outcome"] == "unfinished"
     assert result["facts"]["moved"] == []
     assert {stage["seconds"] for stage in result["facts"]["stages"]} == {None}
+    assert result["facts"]["seconds"] is None
+    assert result["facts"]["tokens"] > 0
     assert Path(result["html"]).read_text().startswith("<!doctype html>")
 
 
@@ -407,6 +427,46 @@ def test_what_is_no_run_is_refused(tmp_path: Path, run: Path) -> None:
         write_report([tmp_path])
     with pytest.raises(InputError, match="different runs"):
         write_report([run, run])
+
+
+def test_a_file_where_the_folder_should_be_is_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(InputError, match="file: expected a folder to write to"):
+        write_report([run], output=tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("error", [OSError("no such device"), ValueError("no such thing"), StateError("damaged")])
+def test_a_report_that_fails_does_not_fail_the_run(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("transenc.report.writing.write_report", fail)
+    write_run_report(run, data=None)
+    assert f"no report was written: {error}" in caplog.text
+
+
+def test_sums_leave_out_what_was_taken_over_and_admit_what_is_unknown() -> None:
+    def stage(name: str, seconds: float | None, tokens: int | None, *, taken_over: bool = False) -> dict[str, Any]:
+        return {"stage": name, "seconds": seconds, "tokens": tokens, "taken_over": taken_over}
+
+    start, taken = stage("c00-00-start", 1.0, None), stage("c01-10-bi-label", None, 700, taken_over=True)
+    own = [start, taken, stage("c01-20-cross-train", 2.5, 30), stage("c01-50-evaluate", 4.0, None)]
+    assert (sum_stages(own, "seconds"), sum_stages(own, "tokens")) == (7.5, 30)
+    mined = [*own, stage("c00-20-mine", 8.0, None)]
+    assert (sum_stages(mined, "seconds"), sum_stages(mined, "tokens")) == (15.5, None)
+    assert sum_stages([start, stage("c01-20-cross-train", None, 30)], "seconds") is None
+
+
+def test_the_row_of_the_sums_says_what_is_in_it(facts: dict[str, Any]) -> None:
+    def last(stages: list[dict[str, Any]]) -> str:
+        text = render_markdown(build_document({**facts, "stages": stages}))
+        return next(table for table in read_markdown(text) if table[0][:2] == ["stage", "time"])[-1][0]
+
+    assert last(facts["stages"]) == "all"
+    assert last([{**stage, "taken_over": True} for stage in facts["stages"]]) == "all but those taken over"
 
 
 # ---- the command
@@ -423,11 +483,35 @@ def test_report_writes_beside_the_run_or_where_told(
     assert (tmp_path / "new/folder/report.md").read_bytes() == (copied / "report.md").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ((-1.5, -2.0, -1.0), "is that of run (2) (72.00)."),
+        ((-1.5, -3.0, 0.25), ", not clearly above run (1) (+1.50, 95 % interval -0.25 to +3.00)."),
+        ((0.0, 0.0, 0.0), ", not clearly above run (1) (+0.00, 95 % interval +0.00 to +0.00)."),
+        ((None, None, None), "; how sure that is against run (1) is unknown, for want of dev predictions."),
+    ],
+)
+def test_the_highest_of_several_runs_is_not_called_better_than_it_is(
+    facts: dict[str, Any], change: tuple[float | None, ...], said: str
+) -> None:
+    runs = [
+        {**facts, "models": [{**m, "score": score} for m in facts["models"] if m["chosen"]]} for score in (70.5, 72.0)
+    ]
+    found, none = (dict(zip(("difference", "low", "high"), c, strict=True)) for c in (change, (None,) * 3))
+    lead = build_comparison(runs, [none, none], [found, none]).lead
+    assert lead.startswith("The highest dev score of a bi-encoder is that of run (2) (72.00)")
+    assert lead.endswith(said)
+
+
 def test_several_runs_are_compared(run: Path, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = copied / "stages/c01-50-evaluate/dev.json"
     kept = durable.read_json(path)
     kept["scores"] = {name: kept["gold"] for name in kept["scores"]}  # perfect
     durable.write_json(path, kept)
+    metrics = durable.read_json(path.with_name("metrics.json"))
+    metrics["bi"] = [{**model, "score": 100.0} for model in metrics["bi"]]
+    durable.write_json(path.with_name("metrics.json"), metrics)
     best = durable.read_json(copied / "best.json")
     best["best"]["bi"] = {"backbone": 0, "path": "stages/c01-40-bi-train/model-0", "score": 100.0, "cycle": 1}
     durable.write_json(copied / "best.json", best)
@@ -437,6 +521,8 @@ def test_several_runs_are_compared(run: Path, copied: Path, tmp_path: Path, caps
     first, second = found["facts"]["differences"]
     assert first["difference"] == 0
     assert second["difference"] == pytest.approx(100 - own["score"], abs=0.02)
+    assert found["facts"]["highest"] == 1
+    assert found["facts"]["to_highest"][0]["difference"] == -second["difference"]
     assert (tmp_path / "comparison.md").is_file()
     tables = Tables((tmp_path / "comparison.html").read_text()).tables
     assert read_markdown((tmp_path / "comparison.md").read_text()) == tables

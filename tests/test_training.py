@@ -420,6 +420,8 @@ def test_the_best_checkpoint_is_chosen_and_the_last_one_kept(training: Training)
     assert durable.verify_directory(best)["dev"] == max(scores.values())
     assert correlation(score_pairs(model, DEV), DEV["score"][:])["spearman"] == pytest.approx(max(scores.values()))
     last = load_bi_encoder(training.work / "last", device="cpu")
+    assert "widget:" not in (card := (training.work / "last" / "README.md").read_text("utf-8"))
+    assert not any(text in card for text in PAIRS["sentence1"])
     assert correlation(score_pairs(last, DEV), DEV["score"][:])["spearman"] == pytest.approx(scores[12])
     assert max(scores.values()) > scores[12] + 0.01
 

@@ -7,8 +7,8 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,19 @@ from sentence_transformers import SentenceTransformer
 from transenc import durable
 from transenc.config import BootstrapSettings, to_dict
 from transenc.encoders import load_bi_encoder, model_digest, resolve_device, resolve_precision
-from transenc.errors import BusyError, InputError
+from transenc.errors import BusyError, InputError, StateError
 from transenc.metrics import embedding_spread
-from transenc.run import RUN_FILE, compare_identity, library_versions, open_run
+from transenc.model_cards import describe_origin, save_model
+from transenc.run import JOURNAL, RUN_FILE, Run, check_identity, compare_identity, library_versions, open_run
 from transenc.scoring import encode_texts
 from transenc.signals import stop_on_signals
 from transenc.templates import install_template
-from transenc.training import TrainingContext, train_contrastive, train_steps, write_log
+from transenc.training import TrainingContext, check_sentences, train_contrastive, train_steps, write_log
 
 logger = logging.getLogger(__name__)
 
 _MEASURED = 1000  # sentences whose spread is told
+_MOST_SEED = 2**32 - 1  # NumPy takes no more
 
 
 def bootstrap(
@@ -59,7 +61,7 @@ def bootstrap(
             `figures`: steps and spread of the embeddings before and after, see `metrics.embedding_spread`.
         pooling: how to pool a plain language model: cls, mean, ...; None: what the folder says.
         settings: objective and how to train; None: the defaults.
-        seed: of everything drawn at random, 0 or more.
+        seed: of everything drawn at random, 0 to 2**32 - 1.
         precision: arithmetic, `auto`, float32, bfloat16 or float16; weights stay float32.
         save_steps: steps between checkpoints.
         device: `cpu`, `cuda`, ...; None: a GPU if there is one.
@@ -70,6 +72,7 @@ def bootstrap(
         `output_dir`.
 
     Raises:
+        TypeError: `sentences` is one string.
         InputError: too few sentences, an unusable model, setting or output folder.
         StateError: other settings, sentences or model than before, damage, numbers that are not finite, collapse.
         BusyError: another process works on it. Interrupted: a signal came; the same call resumes.
@@ -81,7 +84,9 @@ def bootstrap(
     for name, value, least in (("seed", seed, 0), ("save_steps", save_steps, 1)):
         if value < least:
             raise InputError(f"{name} must be {least} or more, found {value}")
-    texts, device = _check_sentences(sentences), resolve_device(device)
+    if seed > _MOST_SEED:
+        raise InputError(f"seed must be {_MOST_SEED} or less, found {seed}")
+    texts, device = check_sentences(sentences), resolve_device(device)
     machine = {
         "device": device,
         "threads": torch.get_num_threads(),
@@ -98,11 +103,12 @@ def bootstrap(
     part = output.absolute().with_name(f"{output.absolute().name}.part")
     if _is_complete(output, identity):
         logger.info("%s: complete, nothing to do", output)
-        if (part / RUN_FILE).is_file():  # without it, the folder may be anybody's
-            with suppress(BusyError), durable.lock(part / "lock"):
+        if (part / RUN_FILE).is_file():  # what a kill left, unless it is another's
+            with suppress(BusyError, StateError), durable.lock(part / "lock"):
+                check_identity(part, identity)
                 _remove_scratch(part)
         return output
-    with stop_on_signals() as stop, open_run(part, identity) as run:
+    with stop_on_signals() as stop, _open_scratch(part, identity) as run:
         if not _is_complete(output, identity):  # else another process has come to its end just now
             encoder = load_bi_encoder(model, pooling=pooling, device=device, trust_remote_code=trust_remote_code)
             context = TrainingContext(
@@ -140,7 +146,7 @@ def bootstrap_encoder(
         >>> bootstrap_encoder.__name__
         'bootstrap_encoder'
     """
-    texts = _check_sentences(sentences)
+    texts = check_sentences(sentences)
     if settings.template is not None:
         install_template(model, settings.template)
         taken = model.tokenizer.num_special_tokens_to_add(pair=False)
@@ -185,8 +191,16 @@ def _train_and_publish(
     spread = {"before": before, "after": _measure(model, texts)}
     made = context.work.with_name("encoder")
     shutil.rmtree(made, ignore_errors=True)
+    card = describe_origin(
+        identity["inputs"]["model"],
+        identity["model"],
+        settings=settings,
+        seed=context.seed,
+        sentences=len(texts),
+        labels="trained without labels",
+    )
     with durable.explain_full_disk(output):
-        model.save_pretrained(str(made))
+        save_model(model, made, card=card)
     write_log(made / "log.json", log)
     if output.is_dir():
         output.rmdir()  # an empty one
@@ -194,11 +208,24 @@ def _train_and_publish(
     durable.seal_directory(made, output, facts={**identity, "versions": library_versions(), "figures": figures})
 
 
-def _check_sentences(sentences: Sequence[str]) -> list[str]:
-    texts = list(sentences)
-    if len(set(texts)) < 2:
-        raise InputError(f"expected 2 or more different sentences, found {len(set(texts))}; give more text")
-    return texts
+@contextmanager
+def _open_scratch(part: Path, identity: Mapping[str, Any]) -> Iterator[Run]:
+    with ExitStack() as stack:
+        with _say_what_to_do(f"name another output folder, or delete {part} to start anew"):
+            run = stack.enter_context(open_run(part, identity))
+        yield run
+
+
+@contextmanager
+def _say_what_to_do(remedy: str) -> Iterator[None]:
+    """Another end for the refusal of an identity, whose own is about `distill`."""
+    try:
+        yield
+    except StateError as error:
+        problem, repeat, _ = str(error).partition("; repeat the original command")
+        if not repeat:
+            raise
+        raise StateError(f"{problem}{repeat}, {remedy}") from None
 
 
 def _is_complete(output: Path, identity: dict[str, Any]) -> bool:
@@ -207,23 +234,24 @@ def _is_complete(output: Path, identity: dict[str, Any]) -> bool:
         recorded = durable.verify_directory(output)
         if recorded.pop("figures", None) is None:
             raise InputError(f"{output}: not made by bootstrap; name a new folder")
-        compare_identity(recorded, identity, folder=output)
+        with _say_what_to_do("or name another output folder"):
+            compare_identity(recorded, identity, folder=output)
         return True
+    if output.is_symlink():
+        raise InputError(f"{output}: is a link, which a finished folder cannot replace; name the folder it points to")
     if os.path.lexists(output) and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output}: exists, and is no finished encoder of bootstrap; name a new folder")
     return False
 
 
 def _remove_scratch(part: Path) -> None:
-    """Remove the run directory, what tells that it is one last: a kill leaves what the next call removes."""
-    for path in part.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name not in (RUN_FILE, "lock"):
-            path.unlink()
-    (part / "lock").unlink(missing_ok=True)
-    (part / RUN_FILE).unlink()
-    part.rmdir()
+    """Remove what a run directory has, and what tells that it is one last: a kill leaves what the next call removes."""
+    for name in ("stages", "work", "best"):
+        shutil.rmtree(part / name, ignore_errors=True)
+    for name in (JOURNAL, "lock", RUN_FILE):
+        (part / name).unlink(missing_ok=True)
+    with suppress(OSError):  # what somebody else has put there stays
+        part.rmdir()
 
 
 def _measure(model: SentenceTransformer, sentences: list[str]) -> dict[str, float]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
 import math
-import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,10 +34,11 @@ from transenc.encoders import (
 from transenc.labeling import Scores, make_labels, merge_scores, read_labels, read_rows
 from transenc.metrics import correlation
 from transenc.mining import mine_pairs
+from transenc.model_cards import describe_origin, save_model
 from transenc.outcome import DistillResult, find_outcome, publish_outcome, wants_cycle
 from transenc.pairs import count_overlap, fold_sentence
 from transenc.planning import BOOTSTRAP, MINE, START, check_inputs, describe_plan, needs_bootstrap, stage_name
-from transenc.run import RUN_FILE, Run, check_identity, library_versions, open_run
+from transenc.run import RUN_FILE, Run, check_identity, open_run
 from transenc.scoring import score_pairs
 from transenc.signals import StopRequest, stop_on_signals
 from transenc.training import TrainingContext, train_bi_encoder, train_cross_encoder
@@ -196,11 +195,11 @@ class _Distillation:
     def _save_starts(self, out: Path, work: Path) -> None:
         options: dict[str, Any] = {"device": "cpu", "trust_remote_code": self.trust_remote_code}
         for i, backbone in enumerate(self.backbones):
-            _save(load_bi_encoder(backbone.bi, pooling=backbone.pooling, **options), out / f"model-{i}")
+            save_model(load_bi_encoder(backbone.bi, pooling=backbone.pooling, **options), out / f"model-{i}")
             if backbone.cross is not None:
                 _seed(self.config.seed, "start", i)
                 has_head = detect_kind(backbone.cross) == "cross"
-                _save(load_cross_encoder(backbone.cross, new_head=not has_head, **options), out / f"cross-{i}")
+                save_model(load_cross_encoder(backbone.cross, new_head=not has_head, **options), out / f"cross-{i}")
 
     def _bootstrap(self, out: Path, work: Path) -> None:
         assert self.sentences is not None
@@ -331,17 +330,15 @@ class _Distillation:
     def _describe_model(self, cycle: int, i: int, settings: TrainingSettings, **texts: int) -> dict[str, Any]:
         """What a student's model card says of its making."""
         names = (self.run.identity.get("inputs") or {}).get("model") or ()
-        backbone = self.run.identity["backbones"][f"model-{i}"]
-        return {
-            "made by": f"transenc {library_versions()['transenc']}",
-            # of a folder the name alone: where it lay is nobody's business
-            "backbone": f"{PurePath(names[i]).name + ', ' if i < len(names) else ''}sha256 {backbone['bi'][:12]}",
-            "cycle": cycle,
+        return describe_origin(
+            names[i] if i < len(names) else None,
+            self.run.identity["backbones"][f"model-{i}"]["bi"],
+            settings=settings,
+            seed=self.config.seed,
+            cycle=cycle,
             **texts,
-            "labels": "trained without labels" + (", a scored dev set chose" if self.dev is not None else ""),
-            "seed": self.config.seed,
-            "settings": ", ".join(f"{name} {value}" for name, value in dataclasses.asdict(settings).items()),
-        }
+            labels="trained without labels" + (", a scored dev set chose" if self.dev is not None else ""),
+        )
 
     def _load_for_scoring(self, folder: Path) -> Encoder:
         return load_encoder(folder, **self._loading)
@@ -390,34 +387,12 @@ def _columns(pairs: Dataset) -> tuple[list[str], list[str]]:
 def _keep_model(
     model: Encoder, out: Path, i: int, work: Path, log: list[dict[str, Any]], *, card: Mapping[str, Any] | None = None
 ) -> None:
-    _save(model, out / f"model-{i}", card=card)
+    save_model(model, out / f"model-{i}", card=card)
     if (work / "last").is_dir():
         shutil.copytree(work / "last", out / f"last-{i}")
     # with fp16 the norm of a gradient may overflow in a step that the trainer then skips
     strict = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in log]
     durable.write_json(out / f"log-{i}.json", strict)
-
-
-def _save(model: Encoder, folder: Path, *, card: Mapping[str, Any] | None = None) -> None:
-    about = model.model_card_data
-    about.generate_widget_examples = False
-    if card is not None:
-        about.add_tags(["transenc", "unsupervised"])
-        # no texts of the user's, no line for every step
-        about.widget, about.usage_examples, about.train_datasets = [], None, []
-        about.training_logs, about.all_hyperparameters = [], {}
-    model.save_pretrained(str(folder))
-    if card is not None:
-        _tell_origin(folder / "README.md", card)
-
-
-def _tell_origin(readme: Path, card: Mapping[str, Any]) -> None:
-    """Add a section of facts to the card that sentence-transformers wrote."""
-    values = {name: re.sub(r"[^\w .,:/+-]", "_", str(value)) for name, value in card.items()}
-    rows = [f"| {name} | {value} |" for name, value in values.items()]
-    section = "\n".join(["## How it was made", "", "| | |", "|---|---|", *rows, "", ""])
-    head, details, rest = readme.read_text("utf-8").partition("## Model Details")
-    readme.write_text(head + section + details + rest, "utf-8")
 
 
 def _teacher_columns(stage: Path, prefix: str) -> dict[str, Scores]:

@@ -22,8 +22,10 @@ from transenc.config import BootstrapSettings
 from transenc.encoders import quiet_loading
 from transenc.errors import InputError, StateError
 from transenc.losses import DecomposedContrastiveLoss
+from transenc.scoring import cut_texts
 
 _DELETED = 0.6  # of the words (TSDAE, section 4)
+_AT_ONCE = 1000  # texts whose tokens are in memory
 
 
 def build_objective(
@@ -55,8 +57,10 @@ def build_objective(
     first, second = list(sentences), list(sentences)
     scale = 1 / settings.resolved_temperature
     loss: nn.Module
+    limit = min(settings.max_length, model.max_seq_length or settings.max_length)
     if settings.objective == "tsdae":
-        first = [delete_words(text, row=row, seed=seed) for row, text in enumerate(sentences)]
+        second = cut_to_window(model, sentences, limit)  # to restore only what its source came from
+        first = [delete_words(text, row=row, seed=seed) for row, text in enumerate(second)]
         loss = _build_decoder(model)
     elif settings.objective == "tension":
         loss = ContrastiveTensionLossInBatchNegatives(model, scale=scale)
@@ -79,12 +83,41 @@ def build_objective(
             raise InputError("objective mirror: the model's tokenizer has no mask token; take simcse, or mask_span 0")
         second = [
             mask_span(text, length=settings.mask_span, mask=mask, row=row, seed=seed)
-            for row, text in enumerate(sentences)
+            for row, text in enumerate(cut_to_window(model, sentences, limit))
         ]
     columns: dict[str, list[str] | range] = {"sentence1": first, "sentence2": second}
     if settings.objective == "decomposed":
         columns["label"] = range(len(first))
     return Dataset.from_dict(columns), loss
+
+
+def cut_to_window(model: SentenceTransformer, texts: Sequence[str], limit: int) -> list[str]:
+    """Cut texts to what the model reads of them; with a slow tokenizer, only as `scoring.cut_texts` does.
+
+    Args:
+        model: its tokenizer counts, with the special tokens it adds to a text.
+        texts: n strings.
+        limit: tokens that the model reads, 1 or more.
+
+    Returns:
+        n strings, each a part of its text; the whole of one that fits.
+
+    Example:
+        >>> cut_to_window.__name__
+        'cut_to_window'
+    """
+    texts = cut_texts(texts, limit)
+    if not getattr(model.tokenizer, "is_fast", False):
+        return texts
+    cut = []
+    for start in range(0, len(texts), _AT_ONCE):
+        some = texts[start : start + _AT_ONCE]
+        for text, tokens in zip(some, model.tokenizer(some, truncation=True, max_length=limit).encodings, strict=True):
+            if tokens.overflowing:
+                places = [place for place in tokens.offsets if place[0] < place[1]]  # special tokens have (0, 0)
+                text = text[min(places)[0] : max(place[1] for place in places)] if places else ""
+            cut.append(text)
+    return cut
 
 
 def mask_span(text: str, *, length: int, mask: str, row: int, seed: int) -> str:
@@ -112,7 +145,7 @@ def delete_words(text: str, *, row: int, seed: int) -> str:
     if len(words) < 2:
         words, gap = list(text), ""
     kept = [word for word in words if rng.random() >= _DELETED]
-    return gap.join(kept) if kept else rng.choice(words)
+    return gap.join(kept) if kept else rng.choice(words or [""])
 
 
 def _row_generator(row: int, seed: int) -> random.Random:

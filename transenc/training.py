@@ -42,8 +42,9 @@ from transenc.checkpoints import (
 )
 from transenc.config import BiTrainingSettings, BootstrapSettings, TrainingSettings
 from transenc.encoders import Encoder
-from transenc.errors import StateError
+from transenc.errors import InputError, StateError
 from transenc.metrics import correlation
+from transenc.model_cards import save_model
 from transenc.objectives import build_objective
 from transenc.scoring import cut_texts, score_pairs
 from transenc.signals import StopRequest
@@ -132,7 +133,7 @@ def train_contrastive(
 
     Args:
         model: float32 weights; left with the best dev checkpoint when the context asks for it.
-        sentences: 2 or more; very long ones are cut before they are tokenized.
+        sentences: 2 or more different texts; very long ones are cut before they are tokenized.
         settings: objective and how to train; a batch that is larger than the corpus holds all of it.
         context: scratch folder, seed, precision, dev set. What the loss learns is in its checkpoints too.
 
@@ -140,7 +141,9 @@ def train_contrastive(
         The trainer's log, as of `train_bi_encoder`.
 
     Raises:
-        InputError: the model cannot do what the objective asks. StateError: a loss or gradient is not finite, or
+        TypeError: `sentences` is one string.
+        InputError: fewer than 2 different sentences, or the same tokens in all of them; the model cannot do what the
+            objective asks. StateError: a loss or gradient is not finite, or
             all embeddings became alike. Interrupted: a signal came; a checkpoint is saved.
 
     Example:
@@ -149,11 +152,31 @@ def train_contrastive(
     """
     set_seed(context.seed)  # a loss may draw weights
     limit = min(settings.max_length, model.max_seq_length or settings.max_length)
-    views, loss = build_objective(model, cut_texts(sentences, limit), settings=settings, seed=context.seed)
+    texts = cut_texts(check_sentences(sentences), limit)
+    _check_tokens(model, texts, limit)
+    views, loss = build_objective(model, texts, settings=settings, seed=context.seed)
     return _train(
         model, views, loss.train(), SentenceTransformerTrainer, SentenceTransformerTrainingArguments, settings,
         context,
     )  # fmt: skip
+
+
+def check_sentences(sentences: Sequence[str]) -> list[str]:
+    """The sentences as a list, 2 or more different ones.
+
+    Raises:
+        TypeError: one string. InputError: fewer than 2 different ones.
+
+    Example:
+        >>> check_sentences(("a cat", "a dog"))
+        ['a cat', 'a dog']
+    """
+    if isinstance(sentences, str | bytes):
+        raise TypeError("sentences: expected a sequence of texts, found one string; corpus.read_sentences reads a file")
+    texts = list(sentences)
+    if len(set(texts)) < 2:
+        raise InputError(f"expected 2 or more different sentences, found {len(set(texts))}; give more text")
+    return texts
 
 
 def both_orders(pairs: Dataset) -> Dataset:
@@ -209,6 +232,20 @@ def _check_labels(pairs: Dataset) -> Dataset:
     if not all(math.isfinite(value) for value in pairs["score"]):
         raise StateError("a label is not finite; training would turn every weight into NaN")
     return pairs
+
+
+def _check_tokens(model: SentenceTransformer, texts: list[str], limit: int) -> None:
+    """Refuse texts that are all the same to the model; in most sets the first two differ."""
+    first = None
+    for start in range(0, len(texts), _PROBE):
+        for ids in model.tokenizer(texts[start : start + _PROBE], truncation=True, max_length=limit)["input_ids"]:
+            first = first or ids
+            if ids != first:
+                return
+    raise InputError(
+        f"all {len(texts)} sentences have the same tokens, as far as the model reads them ({limit} tokens): nothing "
+        "to tell apart; give other text, or a higher max_length"
+    )
 
 
 def _choose_probe(model: SentenceTransformer, rows: Dataset) -> list[str]:
@@ -289,7 +326,7 @@ def _train(
     model.max_seq_length = own_length
     if choosing and (best := best_checkpoint(context.work)) is not None:
         # the last weights stay beside the chosen ones, so that both choices can be compared
-        model.save_pretrained(str(context.work / "last"))
+        save_model(model, context.work / "last")
         _load_weights(model, best)
     return trainer.state.log_history
 

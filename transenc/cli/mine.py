@@ -100,9 +100,15 @@ def _read_documents(arguments: argparse.Namespace) -> list[Document]:
     from transenc.corpus import read_corpus
 
     documents: dict[str, Document] = {}
+    forbidden = _list_forbidden(arguments)  # texts are mined on one line, ids as they are
     for document in read_corpus(arguments.corpus, skip_empty=arguments.skip_empty):
         if document.id in documents:
             raise InputError(f"{document.place}: the id {show(document.id)} occurs a second time; give each its own")
+        if not forbidden.isdisjoint(document.id):
+            found = f"the id {show(document.id)} has a tab or line break"
+            raise InputError(
+                f"{document.place}: {found}, which {arguments.output} cannot hold; write .jsonl or .parquet"
+            )
         documents[document.id] = document
     return list(documents.values())
 
@@ -111,13 +117,17 @@ def _read_sentences(arguments: argparse.Namespace) -> list[str]:
     from transenc.corpus import read_sentences
 
     sentences = read_sentences(*arguments.sentences, max_sentences=arguments.max_sentences, seed=arguments.seed)
-    # before the model has run, not when its pairs are written
-    forbidden = set({".tsv": "\n\r\t", ".csv": "\n\r"}.get(Path(arguments.output).suffix, ""))
+    forbidden = _list_forbidden(arguments)
     if forbidden and (bad := next((text for text in sentences if not forbidden.isdisjoint(text)), None)) is not None:
         raise InputError(
             f"{arguments.output}: a sentence has a tab or line break, {show(bad)}; write .jsonl or .parquet"
         )
     return sentences
+
+
+def _list_forbidden(arguments: argparse.Namespace) -> set[str]:
+    """What no text of the output may hold: asked before the model runs, not when its pairs are written."""
+    return set({".tsv": "\n\r\t", ".csv": "\n\r"}.get(Path(arguments.output).suffix, ""))
 
 
 def _load_model(arguments: argparse.Namespace) -> SentenceTransformer:
@@ -135,7 +145,10 @@ def _load_model(arguments: argparse.Namespace) -> SentenceTransformer:
 
 
 def _count(pairs: Dataset, bins: int) -> dict[str, Any]:
-    """Count pairs by source, and by bins of the cosine from the lowest to the highest."""
+    """Count the kept pairs: `sources`, pairs by source; `bins`, pairs by cosine from their own lowest to their highest.
+
+    The bins by which pairs were kept reach from the lowest candidate to the highest, so these need not be even.
+    """
     import numpy as np
 
     counts, edges = np.histogram(np.asarray(pairs["cosine"][:], dtype=np.float64), bins=bins)
@@ -150,7 +163,10 @@ def _count(pairs: Dataset, bins: int) -> dict[str, Any]:
 
 def _describe(result: dict[str, Any]) -> str:
     sources = [{"source": name, "pairs": count} for name, count in result["sources"].items()]
-    bins = [{"cosine": f"{row['from']:.3f} to {row['to']:.3f}", "pairs": row["pairs"]} for row in result["bins"]]
+    bins = [
+        {"cosine of the kept pairs": f"{row['from']:.3f} to {row['to']:.3f}", "pairs": row["pairs"]}
+        for row in result["bins"]
+    ]
     flag = " --asymmetric" if result["asymmetric"] else ""
     kind = "pairs of a query and a sentence that may answer it" if result["asymmetric"] else "pairs"
     lines = [format_table(bins), "", format_table(sources), "", f"{result['pairs']} {kind} in {result['output']}"]

@@ -38,7 +38,7 @@ def write_run_report(run: Path, *, data: str | None) -> None:
 
     try:
         logger.info("report: %s", write_report([run], data=data)["html"])
-    except TransencError as error:  # the models are there all the same
+    except (TransencError, OSError, ValueError) as error:  # the models are there all the same
         logger.warning("no report was written: %s", error)
 
 

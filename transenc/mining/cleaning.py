@@ -14,26 +14,30 @@ from transenc.search.vector_index import VectorIndex
 _QUERIES_AT_ONCE = 4096
 
 
-class _Letters(dict[int, str]):
-    """Character -> itself where it is a letter or a mark on one, else a space; filled as characters occur."""
+class _Kept(dict[int, str]):
+    """Character -> itself where its Unicode category begins so, else a space; filled as characters occur."""
+
+    def __init__(self, kinds: str) -> None:
+        super().__init__()
+        self.kinds = kinds
 
     def __missing__(self, code: int) -> str:
         character = chr(code)
-        self[code] = character if unicodedata.category(character)[0] in "LM" else " "
+        self[code] = character if unicodedata.category(character)[0] in self.kinds else " "
         return self[code]
 
 
-_LETTERS = _Letters()
+_LETTERS, _LETTERS_AND_DIGITS = _Kept("LM"), _Kept("LMN")  # a mark belongs to its letter
 
 
-def keep_letters(text: str) -> str:
-    """Return the words of a text without digits, punctuation and case: what repeated lines have in common.
+def keep_letters(text: str, *, digits: bool = False) -> str:
+    """Return the words of a text without punctuation and case, and without digits: what repeated lines have in common.
 
     Example:
-        >>> keep_letters("Page 3 of 17 (2021)."), keep_letters("12:30")
-        ('page of', '')
+        >>> keep_letters("Page 3 of 17 (2021)."), keep_letters("12:30"), keep_letters("In 1932.", digits=True)
+        ('page of', '', 'in 1932')
     """
-    return " ".join(text.casefold().translate(_LETTERS).split())
+    return " ".join(text.casefold().translate(_LETTERS_AND_DIGITS if digits else _LETTERS).split())
 
 
 def find_distinct(texts: Iterable[str]) -> list[int]:
@@ -83,22 +87,23 @@ def find_neighbours(
     waiting = np.arange(size)
     while waiting.size:
         allowed = None if kept.all() else kept.copy()
-        twins: set[tuple[int, int]] = set()
+        blocks: list[np.ndarray] = []  # near-duplicates: later << 32 | earlier
         with tqdm(total=len(waiting), desc="neighbours", unit="text", disable=not progress) as bar:
             for start in range(0, len(waiting), _QUERIES_AT_ONCE):
                 rows = waiting[start : start + _QUERIES_AT_ONCE]
                 found = index.search(np.asarray(index.vectors[rows]), count + 1, allowed=allowed)
+                twins = [np.empty(0, dtype=np.int64)]
                 for row, (others, cosines) in zip(rows.tolist(), found, strict=True):
                     other = others != row
                     others, cosines = others[other][:count], cosines[other][:count]
                     near[row] = -1
                     near[row, : len(others)] = others
-                    twins.update(
-                        (max(row, twin), min(row, twin)) for twin in others[cosines >= near_duplicate].tolist()
-                    )
+                    if (same := others[cosines >= near_duplicate].astype(np.int64)).size:
+                        twins.append(np.maximum(same, row) << 32 | np.minimum(same, row))
+                blocks.append(np.unique(np.concatenate(twins)))
                 bar.update(len(rows))
-        for later, earlier in sorted(twins):  # the earlier one's fate is known by then
-            kept[later] &= not kept[earlier]
+        for twin in map(int, np.unique(np.concatenate(blocks))):  # the earlier one's fate is known by then
+            kept[twin >> 32] &= not kept[twin & 0xFFFFFFFF]
         # whoever lost a neighbour looks for others, which may be near-duplicates again
         lost = (near >= 0) & ~kept[near]
         waiting = np.flatnonzero(kept & lost.any(axis=1))

@@ -30,6 +30,10 @@ from transenc.mining.sentences import make_pairs
 SOURCES = ("title", "sentence", "adjacent", "near", "middle", "random")
 OTHER_DOCUMENTS = {"near": 4, "middle": 3, "random": 2}  # read for one query
 
+# A query gives about 20 candidates: with half as many queries as pairs wanted, 10 for each pair.
+_QUERIES_PER_PAIR = 0.5
+_QUERIES_AT_LEAST = 256
+
 
 def mine_corpus(
     model: SentenceTransformer,
@@ -53,16 +57,21 @@ def mine_corpus(
     - near: 4 documents of the `settings.neighbours` that the bi-encoder ranks first, other than its own;
     - middle, random: 3 documents at ranks drawn log-uniformly beyond them, and 2 at random.
 
-    A sentence2 does not begin with its sentence1, nor hold one of 25 characters or more. Documents and queries that are
+    A sentence2 does not begin with its sentence1, nor hold one of 25 characters or more, whatever the case and the
+    punctuation. Documents and queries that are
     boilerplate (see `mine_pairs`) go first, and documents all of whose passages are near-duplicates of earlier ones;
     sentences that several documents have are read of one only. The pairs are kept by bins of the cosine as by
     `mine_pairs`, as many as `settings.pairs_per_sentence` for each document; it also decides how many sentences of each
-    are queries. `settings.lexical` is not used.
+    may be queries. Half as many queries as pairs wanted are asked (at least 256), drawn at random. `settings.lexical`
+    is not used.
+
+    In memory are the documents, their possible queries (a title and `pairs_per_sentence` sentences, at least 2, of
+    each), and about 10 candidates for each pair wanted, with the texts that these read, each once.
 
     Args:
         model: A bi-encoder. Documents are split into the passages that it is searched by, and its prompts for queries
             and documents are used to find them; the cosine of a pair is without prompts.
-        documents: 2 or more. They stay in memory, their vectors do not.
+        documents: 2 or more. Their vectors do not stay in memory.
         settings: What to look for, and how much to keep.
         seed: Decides what is drawn.
         batch_tokens: As for `encode_texts`.
@@ -89,8 +98,9 @@ def mine_corpus(
             model, documents, folder, settings=settings, batch_tokens=batch_tokens, progress=progress
         )
         queries = library.list_queries(max(2, math.ceil(settings.pairs_per_sentence)), rng)
-        if settings.max_pairs is not None and settings.max_pairs < len(queries):  # each gives about 20 candidates
-            queries = [queries[row] for row in np.sort(rng.choice(len(queries), settings.max_pairs, replace=False))]
+        asked = max(_QUERIES_AT_LEAST, math.ceil(_QUERIES_PER_PAIR * settings.count_pairs(len(library))))
+        if asked < len(queries):
+            queries = [queries[row] for row in np.sort(rng.choice(len(queries), asked, replace=False))]
         texts, owners, pairs = _list_candidates(library, queries, rng, progress=progress)
         if len(pairs):
             vectors = encode_sentences(model, texts, folder / "texts", batch_tokens=batch_tokens, progress=progress)

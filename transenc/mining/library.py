@@ -17,7 +17,6 @@ from transenc.corpus import Document
 from transenc.errors import InputError
 from transenc.mining.candidates import draw_ranks, store_vectors
 from transenc.mining.cleaning import find_distinct, find_neighbours, keep_letters
-from transenc.pairs import fold_sentence
 from transenc.search.chunks import split_blocks
 from transenc.search.passages import PassageEncoder
 from transenc.search.reranking import Hit, list_readings
@@ -41,11 +40,19 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class Query:
-    """A text of a document that stands for a query, and its own document without it."""
+    """A text of a document that stands for a query.
+
+    Args:
+        text: On one line.
+        document: Position of its document.
+        place: Which sentence of the document's text it is; -1: its title.
+        width: Characters of the document's longest passage.
+    """
 
     text: str
     document: int
-    hits: tuple[tuple[str, Hit], ...]
+    place: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,8 @@ class Library:
     ) -> Iterator[tuple[Query, list[Reading]]]:
         """Yield each query with what is read of its own document and of `others`, source -> documents; no query twice.
 
-        What begins with the query is left out, and what holds one of 25 characters or more.
+        What begins with the query is left out, and what holds one of 25 characters or more; case and punctuation do
+        not count.
         """
         allowed = np.flatnonzero(self.kept)
         for start in tqdm(range(0, len(queries), _QUERIES_AT_ONCE), desc="read", unit="block", disable=not progress):
@@ -150,30 +158,37 @@ class Library:
         return np.flatnonzero(np.diff(self.spans[self.kept, 0])) + 1
 
     def _query_document(self, spans: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[Query]:
-        number = int(spans[0, 0])
+        number, width = int(spans[0, 0]), int((spans[:, 2] - spans[:, 1]).max())
         document = self.documents[number]
         if keep_letters(document.title) and keep_letters(document.text):
-            own = Hit(document.id, 0, 0, 0, 0, text=document.text)
-            yield Query(_squeeze(document.title), number, (("title", own),))
+            yield Query(_squeeze(document.title), number, -1, width)
         sentences = split_sentences(document.text)
-        width = int((spans[:, 2] - spans[:, 1]).max())
         for row in np.sort(rng.choice(len(sentences), size=min(count, len(sentences)), replace=False)):
-            hits = [("sentence", document.title, around := _take_around(sentences, row, width))]
-            hits.append(("adjacent", "", [place for place in around if abs(place - row) == 1]))
-            # of a long document also what comes next, or else before
-            after, before = range(max(around, default=row) + 1, len(sentences)), range(min(around, default=row))
-            hits.append(("adjacent", document.title, [*(after or before)][: len(around)]))
-            own_hits = tuple(
-                (name, Hit(document.id, 0, 0, 0, 0, title=title, text=" ".join(sentences[place] for place in places)))
-                for name, title, places in hits
-                if places
-            )
-            yield Query(_squeeze(sentences[row]), number, own_hits)
+            yield Query(_squeeze(sentences[row]), number, int(row), width)
+
+    def _take_own(self, query: Query) -> Iterator[tuple[str, Hit]]:
+        """Yield a query's own document without the query, by source."""
+        document = self.documents[query.document]
+        if query.place < 0:
+            yield "title", Hit(document.id, 0, 0, 0, 0, text=document.text)
+            return
+        sentences, row = split_sentences(document.text), query.place
+        around = _take_around(sentences, row, query.width)
+        # of a long document also what comes next, or else before
+        after, before = range(max(around, default=row) + 1, len(sentences)), range(min(around, default=row))
+        for source, title, places in (
+            ("sentence", document.title, around),
+            ("adjacent", "", [place for place in around if abs(place - row) == 1]),
+            ("adjacent", document.title, [*(after or before)][: len(around)]),
+        ):
+            if places:
+                text = " ".join(sentences[place] for place in places)
+                yield source, Hit(document.id, 0, 0, 0, 0, title=title, text=text)
 
     def _read_hits(
         self, query: Query, found: list[np.ndarray], others: dict[str, int], rng: np.random.Generator
     ) -> list[Reading]:
-        hits = [(source, query.document, hit) for source, hit in query.hits]
+        hits = [(source, query.document, hit) for source, hit in self._take_own(query)]
         used = {query.document}
         for (source, count), passages in zip(others.items(), found, strict=True):
             best: dict[int, int] = {}  # document -> its first passage
@@ -188,11 +203,10 @@ class Library:
                 document, (_, start, end) = self.documents[number], self.spans[best[number]].tolist()
                 hit = Hit(document.id, 0, 0, 0, 0, title=document.title, text=document.text, start=start, end=end)
                 hits.append((source, number, hit))
-        asked = fold_sentence(query.text)
         readings = []
         for (source, number, _), texts in zip(hits, list_readings(query.text, [hit for *_, hit in hits]), strict=True):
             squeezed = [_squeeze(text) for text in texts if keep_letters(text)]
-            if kept := [text for text in squeezed if not _gives_away(fold_sentence(text), asked)]:
+            if kept := [text for text in squeezed if not _gives_away(text, query.text)]:
                 readings.append(Reading(source, number, kept))
         return readings
 
@@ -209,7 +223,8 @@ def _take_around(sentences: list[str], row: int, width: int) -> list[int]:
 
 
 def _gives_away(text: str, query: str) -> bool:
-    return text.startswith(query) or (len(query) >= _LONG and query in text)
+    held, asked = keep_letters(text, digits=True), keep_letters(query, digits=True)
+    return held.startswith(asked) or (len(query) >= _LONG and asked in held)
 
 
 def _squeeze(text: str) -> str:

@@ -54,7 +54,8 @@ def mine_lists(
         work: As for `mine_pairs`.
 
     Returns:
-        Rows in random order: query, and texts, a list of `size` different strings, none of them the query.
+        Rows in random order: query, and texts, a list of `size` different strings, none of them the query. Queries
+        for which fewer are found are left out, and counted in a warning.
 
     Raises:
         TypeError: Not a bi-encoder, or neither sentences nor documents; the position is named.
@@ -76,14 +77,20 @@ def mine_lists(
     rng = np.random.default_rng(seed)
     mine = _list_documents if given and isinstance(given[0], Document) else _list_sentences
     lists: list[tuple[str, list[str]]] = []
+    short = 0
     with open_scratch(None if work is None else Path(work)) as folder:
         for query, groups in mine(model, given, folder, size, settings, rng, batch_tokens, progress):
             in_turn = (text for texts in zip_longest(*groups) for text in texts if text is not None)
             chosen = [text for text in dict.fromkeys(in_turn) if text != query][:size]
             if len(chosen) == size:
                 lists.append((query, chosen))
+            else:
+                short += 1
     if not lists:
         raise InputError(f"texts: expected enough for lists of {size} and their queries; add texts, or ask for fewer")
+    if short:
+        logger.warning("%d of %d lists left out: fewer than %d different texts were found for the query; more text, "
+                       "more neighbours, or shorter lists give more", short, short + len(lists), size)  # fmt: skip
     order = rng.permutation(len(lists))
     features = Features({"query": Value("string"), "texts": List(Value("string"))})
     columns = {"query": [lists[row][0] for row in order], "texts": [lists[row][1] for row in order]}

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 UNKNOWN = "-"
+SHOWN = 240  # characters of a text shown
+VALUE = 2000  # of a setting or a path
+INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
+JOINERS = "\u200c\u200d"  # which emoji and scripts need
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,17 @@ def duration(seconds: float | None) -> Cell:
     return Cell(f"{hours}:{minutes:02d}:{tenths / 10:04.1f}", "number")
 
 
+def show_text(text: str, *, length: int = SHOWN) -> str:
+    r"""A text on one line, cut, with what is invisible in it (control characters, overrides of the direction) shown.
+
+    Example:
+        >>> show_text("abc\u202edef")
+        'abc[U+202E]def'
+    """
+    cut = text if len(text) <= length else text[: length - 1] + "…"
+    return "".join(f"[U+{ord(c):04X}]" if unicodedata.category(c) in INVISIBLE and c not in JOINERS else c for c in cut)
+
+
 def show_value(value: Any) -> Cell:
     """A setting, a name or a digest, as it stands in run.json.
 
@@ -124,4 +140,5 @@ def show_value(value: Any) -> Cell:
         return Cell("yes" if value else "no")
     if isinstance(value, int | float):
         return Cell(str(value))
-    return Cell(", ".join(map(str, value)) if isinstance(value, list) else str(value), "code")
+    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return Cell(show_text(text, length=VALUE), "code")

@@ -22,26 +22,44 @@ from transenc.report.blocks import (
 from transenc.report.document import name_model
 from transenc.report.facts import Facts
 from transenc.report.figures import draw_scores
+from transenc.report.verdict import PAIRED
 
 
-def build_comparison(runs: Sequence[Facts], differences: Sequence[dict[str, float | None]]) -> Document:
+def find_highest(runs: Sequence[Facts]) -> int | None:
+    """The position of the run whose chosen bi-encoder has the highest dev score; None where that cannot be told.
+
+    Example:
+        >>> find_highest([{"data": {"dev": None}, "models": []}]) is None
+        True
+    """
+    scores = {i: score for i, facts in enumerate(runs) if (score := _score(_chosen(facts, "bi"))) is not None}
+    return max(scores, key=lambda i: scores[i]) if scores and _share_dev(runs) else None
+
+
+def build_comparison(
+    runs: Sequence[Facts],
+    differences: Sequence[dict[str, float | None]],
+    to_highest: Sequence[dict[str, float | None]] | None,
+) -> Document:
     """The document of several runs.
 
     Args:
         runs: what `read_facts` said of each.
         differences: each run's chosen bi-encoder against the first's, as by `compare_runs`.
+        to_highest: the same against the run that `find_highest` gives; None: it gives none.
 
     Raises:
         InputError: matplotlib is not installed.
 
     Example:
-        >>> build_comparison([facts, other], compare_runs(runs, [facts, other])).lead  # doctest: +SKIP
-        'The best bi-encoder by the dev set is that of mine (73.02).'
+        >>> differences = compare_runs(runs, [facts, other])  # doctest: +SKIP
+        >>> build_comparison([facts, other], differences, differences).lead  # doctest: +SKIP
+        'The highest dev score of a bi-encoder is that of mine (73.02).'
     """
     names = _name_runs(runs)
     return Document(
         " · ".join(names),
-        _summarize(names, runs),
+        _summarize(names, runs, to_highest),
         "comparison",
         [
             Section("Did it help", _scores(names, runs, differences)),
@@ -68,15 +86,27 @@ def _share_dev(runs: Sequence[Facts]) -> bool:
     return len({(facts["data"]["dev"] or {}).get("sha256") for facts in runs}) == 1
 
 
-def _summarize(names: list[str], runs: Sequence[Facts]) -> str:
+def _summarize(names: list[str], runs: Sequence[Facts], to_highest: Sequence[dict[str, float | None]] | None) -> str:
     if not _share_dev(runs):
         return "These runs do not share one dev set, so their dev figures do not compare."
-    scores = {name: _score(_chosen(facts, "bi")) for name, facts in zip(names, runs, strict=True)}
-    known = {name: score for name, score in scores.items() if score is not None}
-    if not known:
+    best = find_highest(runs)
+    if best is None or to_highest is None:
         return "Which of these runs is the best is unknown: no gold score was there to tell."
-    best = max(known, key=lambda name: known[name])
-    return f"The best bi-encoder by the dev set is that of {best} ({known[best]:.2f})."
+    unclear, unknown = [], []
+    for i, (name, facts, found) in enumerate(zip(names, runs, to_highest, strict=True)):
+        difference, low, high = found["difference"], found["low"], found["high"]
+        if i == best or _score(_chosen(facts, "bi")) is None:
+            continue
+        if difference is None or low is None or high is None:
+            unknown.append(name)
+        elif high >= 0:  # of the lower to the highest
+            unclear.append(f"{name} ({0 - difference:+.2f}, {PAIRED} {0 - high:+.2f} to {0 - low:+.2f})")
+    text = f"The highest dev score of a bi-encoder is that of {names[best]} ({_score(_chosen(runs[best], 'bi')):.2f})"
+    if unclear:
+        text += f", not clearly above {', '.join(unclear)}"
+    if unknown:
+        text += f"; how sure that is against {', '.join(unknown)} is unknown, for want of dev predictions"
+    return f"{text}."
 
 
 def _scores(

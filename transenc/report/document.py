@@ -180,10 +180,12 @@ def _stages(facts: Facts) -> Section:
          Cell("taken over from another run" if item["taken_over"] else "")]
         for item in facts["stages"]
     ]  # fmt: skip
-    rows.append([Cell("all", strong=True), duration(facts["seconds"]), number(facts["tokens"]), Cell(""), Cell("")])
+    name = "all but those taken over" if any(item["taken_over"] for item in facts["stages"]) else "all"
+    rows.append([Cell(name, strong=True), duration(facts["seconds"]), number(facts["tokens"]), Cell(""), Cell("")])
     caption = (
         "Time (h:mm:ss): from the start of the process that finished the stage. Tokens: read from the pairs by the "
-        "start's tokenizer, special ones too, padding and dev pairs not, over all orders, epochs and models."
+        "start's tokenizer, special ones too, padding and dev pairs not, over all orders, epochs and models. "
+        "The sum is unknown (-) where one of its stages is; start and evaluate read no pairs."
     )
     return Section("Time and tokens", [drop_empty(Table(caption, ("stage", "time", "tokens", "steps", ""), rows))])
 

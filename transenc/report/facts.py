@@ -14,9 +14,10 @@ from transenc.benchmarks import STS_TASKS, find_folders, load_benchmark
 from transenc.errors import InputError
 from transenc.evaluation import resample_spearman
 from transenc.pairs import count_overlap
+from transenc.report.blocks import show_text
 from transenc.report.labels import describe_labels, read_label_stages
 from transenc.report.statistics import bin_means, interval
-from transenc.report.times import describe_losses, describe_stages
+from transenc.report.times import describe_losses, describe_stages, sum_stages
 from transenc.report.verdict import judge
 from transenc.run import RUN_FILE
 
@@ -37,7 +38,8 @@ def read_facts(run: str | os.PathLike[str], *, data: str | os.PathLike[str] | No
     Returns:
         Plain JSON: `run`, `complete`, `pairs`, `verdict`, `best`, `models`, `cycles`, `agreement`, `labels`,
         `calibration`, `moved`, `stability`, `stages`, `seconds`, `tokens`, `losses`, `overlap`, `settings`, `inputs`,
-        `data`, `machine`, `versions`. Correlations are x 100, undefined ones None.
+        `data`, `machine`, `versions`. Correlations are x 100, undefined ones None. `seconds` and `tokens` are those of
+        the run's own stages; None where one of them is not known.
 
     Raises:
         InputError: not a run. StateError: a file of the run is damaged.
@@ -59,8 +61,9 @@ def read_facts(run: str | os.PathLike[str], *, data: str | os.PathLike[str] | No
     labels = describe_labels(tables)
     models = _describe_models(history, best, resampled)
     stages = describe_stages(folder, identity, tables)
+    seconds = sum_stages(stages, "seconds")
     return {
-        "run": folder.resolve().name,
+        "run": show_text(folder.resolve().name),
         "complete": best is not None,
         "pairs": len(next(iter(tables.values()))) if tables else identity["pairs"].get("rows"),
         "verdict": judge(models, best, resampled, labels, dev=identity.get("dev"), history=history),
@@ -70,8 +73,8 @@ def read_facts(run: str | os.PathLike[str], *, data: str | os.PathLike[str] | No
         **labels,
         "calibration": labels["calibration"] | {"dev": _calibrate(models, predictions)},
         "stages": stages,
-        "seconds": round(sum(stage["seconds"] or 0 for stage in stages), 1),
-        "tokens": sum(stage["tokens"] or 0 for stage in stages),
+        "seconds": None if seconds is None else round(seconds, 1),
+        "tokens": sum_stages(stages, "tokens"),
         "losses": describe_losses(folder),
         "overlap": _count_overlaps(tables, predictions, data),
         "settings": identity["config"],
@@ -82,12 +85,13 @@ def read_facts(run: str | os.PathLike[str], *, data: str | os.PathLike[str] | No
     }
 
 
-def compare_runs(runs: list[str | os.PathLike[str]], facts: list[Facts]) -> list[dict[str, Any]]:
-    """Each run's chosen bi-encoder against the first run's, on the same dev pairs.
+def compare_runs(runs: list[str | os.PathLike[str]], facts: list[Facts], *, against: int = 0) -> list[dict[str, Any]]:
+    """Each run's chosen bi-encoder against that of one of them, on the same dev pairs.
 
     Args:
         runs: run directories.
         facts: what `read_facts` said of them.
+        against: position of the run that the others are compared with.
 
     Returns:
         One dict a run: `difference`, `low`, `high`, x 100; None where the dev sets differ, or a run has no dev
@@ -102,9 +106,9 @@ def compare_runs(runs: list[str | os.PathLike[str]], facts: list[Facts]) -> list
         found = _read_predictions(Path(run))
         values = found["scores"].get(about["best"]["bi"]["path"]) if about["best"] else None
         chosen.append(None if values is None else resample_spearman(values, found["gold"]))
-    first, digest = chosen[0], facts[0]["data"]["dev"]
+    base, digest = chosen[against], facts[against]["data"]["dev"]
     return [
-        interval(None if values is None or first is None or about["data"]["dev"] != digest else values - first)
+        interval(None if values is None or base is None or about["data"]["dev"] != digest else values - base)
         for values, about in zip(chosen, facts, strict=True)
     ]
 

@@ -24,6 +24,7 @@ COLOURS = {"bi": "#3b5fb0", "cross": "#b0491c", "ink": "#1f1e1b", "soft": "#625e
 STYLE: Any = {
     "svg.fonttype": "none",  # letters stay text
     "svg.hashsalt": "transenc",  # the same figure gives the same ids
+    "text.parse_math": False,  # a name may hold a $
     "font.size": 12,
     "text.color": COLOURS["ink"],
     "axes.edgecolor": COLOURS["rule"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ from datasets import Dataset
 from scipy.stats import rankdata
 
 from transenc.labeling import merge_scores, read_labels
+from transenc.report.blocks import show_text
 from transenc.report.statistics import bin_means, spearman
 
 MOVED = 12  # pairs shown
-SHOWN = 240  # characters of a text shown
 BINS = 20
-JOINERS = "\u200c\u200d"  # which emoji and scripts need
 
 
 def read_label_stages(folder: Path) -> dict[str, Dataset]:
@@ -53,20 +51,6 @@ def describe_labels(tables: dict[str, Dataset]) -> dict[str, Any]:
         "moved": _find_moved(list(tables.values()), merged) if len(merged) > 1 else [],
         "stability": spearman(merged[0], merged[-1]) if len(merged) > 1 else None,
     }
-
-
-def show_text(text: str, *, length: int = SHOWN) -> str:
-    r"""A text on one line, cut, with control characters and overrides of the writing direction made visible.
-
-    Example:
-        >>> show_text("abc\u202edef")
-        'abc[U+202E]def'
-    """
-    cut = text if len(text) <= length else text[: length - 1] + "…"
-    return "".join(
-        f"[U+{ord(c):04X}]" if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") and c not in JOINERS else c
-        for c in cut
-    )
 
 
 def _numbers(table: Dataset) -> dict[str, np.ndarray]:

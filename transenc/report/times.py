@@ -17,6 +17,7 @@ from transenc.run import JOURNAL
 from transenc.scoring import cut_texts
 
 POINTS = 120  # of a curve
+READ_NO_PAIRS = ("-00-start", "-50-evaluate")  # ends of the names of stages that read none but dev pairs
 WINDOW = 512  # tokens, where a model's folder does not say its own
 
 
@@ -50,6 +51,21 @@ def describe_stages(folder: Path, identity: dict[str, Any], tables: dict[str, Da
         }
         for path in stages
     ]
+
+
+def sum_stages(stages: list[dict[str, Any]], column: str) -> float | int | None:
+    """The seconds or tokens of a run's own stages, those taken over from another left out; None if one is not known.
+
+    Example:
+        >>> stages = [{"stage": "c01-10-bi-label", "taken_over": False, "seconds": 2.5, "tokens": None}]
+        >>> sum_stages(stages, "seconds"), sum_stages(stages, "tokens")
+        (2.5, None)
+    """
+    own = [stage for stage in stages if not stage["taken_over"]]
+    if column == "tokens":
+        own = [stage for stage in own if not stage["stage"].endswith(READ_NO_PAIRS)]
+    values = [stage[column] for stage in own]
+    return None if None in values else sum(values)
 
 
 def describe_losses(folder: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from transenc import durable
 from transenc.errors import InputError
-from transenc.report.comparison import build_comparison
+from transenc.report.comparison import build_comparison, find_highest
 from transenc.report.document import build_document
 from transenc.report.facts import compare_runs, read_facts
 from transenc.report.rendering import render_html, render_markdown
@@ -30,7 +30,8 @@ def write_report(
 
     Returns:
         `{"html": path, "markdown": path, "facts": of the run}`; for several runs `"facts": {"runs": [...],
-        "differences": [...]}`.
+        "differences": [...] (to the first), "highest": position of the run with the highest dev score, or None,
+        "to_highest": [...] (differences to that), or None}`.
 
     Raises:
         InputError: not a run, a run given twice, matplotlib is not installed, or the folder cannot be written.
@@ -48,14 +49,18 @@ def write_report(
         facts, document, name = each[0], build_document(each[0]), "report"
         folder = Path(runs[0] if output is None else output)
     else:
-        differences = compare_runs(list(runs), each)
+        differences, highest = compare_runs(list(runs), each), find_highest(each)
+        to_highest = None if highest is None else compare_runs(list(runs), each, against=highest)
         facts, document, name = (
-            {"runs": each, "differences": differences},
-            build_comparison(each, differences),
+            {"runs": each, "differences": differences, "highest": highest, "to_highest": to_highest},
+            build_comparison(each, differences, to_highest),
             "comparison",
         )
         folder = Path("." if output is None else output)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: expected a folder to write to ({error.strerror}); name another") from None
     paths = {"html": folder / f"{name}.html", "markdown": folder / f"{name}.md"}
     durable.write_file(paths["markdown"], render_markdown(document))
     durable.write_file(paths["html"], render_html(document))
