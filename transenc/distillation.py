@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ from transenc.planning import BOOTSTRAP, MINE, START, check_inputs, describe_pla
 from transenc.run import RUN_FILE, Run, check_identity, open_run
 from transenc.scoring import score_pairs
 from transenc.signals import StopRequest, stop_on_signals
-from transenc.training import TrainingContext, train_bi_encoder, train_cross_encoder
+from transenc.training import TrainingContext, train_bi_encoder, train_cross_encoder, write_log
 
 __all__ = ["DistillResult", "describe_plan", "distill"]
 
@@ -390,9 +389,7 @@ def _keep_model(
     save_model(model, out / f"model-{i}", card=card)
     if (work / "last").is_dir():
         shutil.copytree(work / "last", out / f"last-{i}")
-    # with fp16 the norm of a gradient may overflow in a step that the trainer then skips
-    strict = [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()} for row in log]
-    durable.write_json(out / f"log-{i}.json", strict)
+    write_log(out / f"log-{i}.json", log)
 
 
 def _teacher_columns(stage: Path, prefix: str) -> dict[str, Scores]:
