@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -327,12 +328,17 @@ def test_an_answer_that_is_out_of_date_is_dropped(visit: Visit, engine: Semantic
 @browser_test
 def test_a_slow_reranking_shows_the_retrieved_order_meanwhile(visit: Visit, engine: SemanticSearch) -> None:
     page = visit.open()
+    held: list[Callable[[], None]] = []
 
     def slow_down(route: Route) -> None:
         answer = route.fetch()
         body = answer.json()
         body["timings"]["rerank_ms"] = 2000 if body["reranked"] else 0
-        route.fulfill(response=answer, json=body)
+        give = partial(route.fulfill, response=answer, json=body)
+        if body["reranked"] and route.request.post_data_json["query"] == "bird":
+            held.append(give)  # until the page without it has been looked at
+        else:
+            give()
 
     page.route("**/search", slow_down)
     box = page.get_by_role("searchbox")
@@ -344,6 +350,11 @@ def test_a_slow_reranking_shows_the_retrieved_order_meanwhile(visit: Visit, engi
     assert page.locator(".pending").count() == 10
     page.emulate_media(reduced_motion="reduce")
     assert page.evaluate("() => getComputedStyle(document.querySelector('.ghost')).animationDuration") == "0.001s"
+    for _ in range(500):
+        if held:
+            break
+        page.wait_for_timeout(10)
+    held[0]()
     expect(page.get_by_role("status").first).to_have_text("10 hits, reranked")
     assert list_ids(page, "reranked") == find_ids(engine, "bird")
 
@@ -510,7 +521,8 @@ def test_a_refusal_is_shown_as_the_server_words_it(bad_visit: Visit) -> None:
     page.get_by_role("searchbox").fill("c" * 2001)
     page.get_by_role("button", name="Remove the filter", exact=True).click()
     expect(page.get_by_role("alert")).to_contain_text("2000")
-    assert bad_visit.refused == [400, 422]
+    first, *others = bad_visit.refused  # filling in asks by itself where the click comes late
+    assert (first, set(others)) == (400, {422})
 
 
 @browser_test
