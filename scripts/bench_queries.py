@@ -62,15 +62,15 @@ def main() -> int:
             def ask_plain(query: str) -> list[str]:
                 found = semantic_search(plain.encode(query, convert_to_tensor=True), vectors, top_k=CANDIDATES)[0]
                 rows = [hit["corpus_id"] for hit in found]
-                if engine.cross_encoder is not None:
+                if engine.rerankers:
                     ranked = plain_cross.rank(query, [texts[row] for row in rows])
                     rows = [rows[hit["corpus_id"]] for hit in ranked]
                 return [task.documents[row].id for row in rows[:10]]
 
-            cross, engine.cross_encoder = engine.cross_encoder, None
+            rerankers, engine.rerankers = engine.rerankers, []
             figures["retrieve"] = compare(ask, ask_plain, queries[: arguments.queries])
-            if cross is not None:
-                engine.cross_encoder = cross
+            if rerankers:
+                engine.rerankers = rerankers
                 for unit in UNITS:
                     engine.rerank_unit = unit
                     figures[f"rerank {unit}s"] = compare(ask, ask_plain, queries[: arguments.reranked])

@@ -23,6 +23,7 @@ DOCUMENTS = [
     {"_id": "d3", "text": "the baker buys a \x1b[31mred\x1b[0m apple", "topic": "food", "year": 2022},
 ]
 QUERY = "the dog follows the cat"
+SAMPLE = str(Path(__file__).parents[1] / "data" / "sample")
 
 
 def write_documents(path: Path, rows: list[dict[str, Any]] = DOCUMENTS) -> str:
@@ -250,6 +251,37 @@ def test_the_query_may_stand_after_the_flags(capsys: pytest.CaptureFixture[str],
     with pytest.raises(SystemExit) as raised:
         main(["search", str(built), "--top-k", "2", QUERY, "another"])
     assert raised.value.code == 2
+
+
+def test_rerank_may_be_given_several_times(
+    capsys: pytest.CaptureFixture[str], built: Path, tiny_bi: Path, tiny_cross: Path
+) -> None:
+    flags = ["--rerank", str(tiny_bi), "--rerank", str(tiny_cross)]
+    found = call_json(capsys, "search", str(built), QUERY, *flags)["hits"]
+    with SemanticSearch.open(built, cross_encoder=[tiny_bi, tiny_cross]) as engine:
+        assert [[hit["id"], hit["rerank_score"]] for hit in found] == [
+            [hit.id, hit.rerank_score] for hit in engine.search(QUERY)
+        ]
+
+
+@pytest.mark.parametrize("verb", [["index", "build"], ["index", "add"], ["search"], ["serve"]])
+def test_an_index_takes_one_bi_encoder(verb: list[str], capsys: pytest.CaptureFixture[str], tiny_bi: Path) -> None:
+    corpus = ["--corpus", "docs.jsonl"] if verb[0] == "index" else []
+    with pytest.raises(SystemExit) as raised:
+        main([*verb, "idx", *corpus, "--model", str(tiny_bi), "--model", "another"])
+    assert raised.value.code == 2
+    assert "distil them into one student (transenc distill --student)" in capsys.readouterr().err
+
+
+def test_retrieval_is_evaluated_with_several_rerankers(
+    capsys: pytest.CaptureFixture[str], tiny_bi: Path, tiny_cross: Path
+) -> None:
+    sample = ["evaluate", "--suite", "retrieval", "--task", "sample", "--data", SAMPLE, "--precision", "float32"]
+    several = ["--rerank", str(tiny_bi), "--rerank", str(tiny_cross)]
+    found = call_json(capsys, *sample, "--model", str(tiny_bi), *several)["sample"]
+    assert set(found) >= {"retrieved", "reranked", "best_weight"}
+    code, _, error = call(capsys, *sample, "--model", str(tiny_bi), "--model", str(tiny_bi))
+    assert (code, "takes 1 --model (a bi-encoder), found 2; several may rerank" in error) == (2, True)
 
 
 def test_a_weight_without_a_cross_encoder_is_refused(capsys: pytest.CaptureFixture[str], built: Path) -> None:

@@ -139,6 +139,18 @@ def test_each_order_shows_its_own_first_hundred(tiny_bi: Path, tiny_cross: Path,
     assert {name: found[1][name] for name in plain} == found[0]["reranked"] == found[1]["reranked"] != plain
 
 
+@pytest.mark.parametrize("system", ["bi", "bm25"])
+def test_several_rerank_together(system: str, tiny_bi: Path, tiny_bi_b: Path, tiny_cross: Path, pairs: Path) -> None:
+    model = None if system == "bm25" else tiny_bi
+    options: dict[str, Any] = {"tasks": [pairs], "system": system, "candidates": 20, "rerank_weight": 1.0}
+    bi, cross, both = (
+        evaluate_retrieval(model, rerank=rerank, **options)[str(pairs)]
+        for rerank in (tiny_bi_b, tiny_cross, [tiny_bi_b, load_cross_encoder(tiny_cross)])
+    )
+    assert bi["retrieved"] == cross["retrieved"] == both["retrieved"]
+    assert len({str(each["reranked"]) for each in (bi, cross, both)}) == 3
+
+
 def test_hybrid_is_neither_of_its_parts(tiny_bi: Path, pairs: Path) -> None:
     bi, words, both = (
         evaluate_retrieval(None if system == "bm25" else tiny_bi, tasks=[pairs], system=system)["average"]
@@ -178,7 +190,7 @@ def test_the_average_of_several_and_undefined_ones(tiny_bi: Path, words: Path, t
         ("x", {"system": "bm25"}, "the system bm25 takes no bi-encoder, found one"),
         (None, {"system": "bm25", "passages": True}, "bm25 reads whole documents"),
         ("x", {"system": "dense"}, "system must be one of bi, bm25, hybrid, found 'dense'"),
-        ("x", {"rerank_weight": 0.5}, "rerank_weight is the weight of a cross-encoder"),
+        ("x", {"rerank_weight": 0.5}, "rerank_weight is the weight of what reranks"),
         ("x", {"rerank": "y", "rerank_weight": 1.5}, "the rerank weight must be a number from 0 to 1, found 1.5"),
         ("x", {"candidates": 0}, "candidates must be a whole number of 1 or more, found 0"),
         ("x", {"candidates": 2.0}, "candidates must be a whole number of 1 or more, found 2.0"),
@@ -194,9 +206,11 @@ def test_bad_arguments_are_refused_before_a_model_is_loaded(model: Any, options:
         evaluate_retrieval(model, data=SAMPLE, **{"tasks": ["sample"], **options})
 
 
-def test_wrong_kinds_of_model(tiny_bi: Path, tiny_cross: Path) -> None:
-    with pytest.raises(TypeError, match="rerank must be a CrossEncoder or the name of one, found SentenceTransformer"):
-        evaluate_retrieval(tiny_bi, tasks=["sample"], data=SAMPLE, rerank=load_bi_encoder(tiny_bi))  # type: ignore[arg-type]
+def test_wrong_kinds_of_model(tiny_bi: Path, tiny_cross: Path, tiny_plain: Path) -> None:
+    with pytest.raises(TypeError, match="rerank must be an encoder, the name of one, or a list, found int"):
+        evaluate_retrieval(tiny_bi, tasks=["sample"], data=SAMPLE, rerank=[tiny_cross, 3])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="cannot rerank: it is neither a trained cross-encoder nor a bi-encoder"):
+        evaluate_retrieval(tiny_bi, tasks=["sample"], data=SAMPLE, rerank=tiny_plain)
     with pytest.raises(TypeError, match=r"expected a bi-encoder .*, found CrossEncoder"):
         evaluate_retrieval(load_cross_encoder(tiny_cross), tasks=["sample"], data=SAMPLE)  # type: ignore[arg-type]
 

@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 from sentence_transformers import CrossEncoder, SentenceTransformer
+from tiny import build_plain
 
 from transenc import durable
 from transenc.errors import InputError, StateError
 from transenc.search.engine import SemanticSearch
+from transenc.search.reranking import Hit, rerank
 
 TEXTS = [
     "the small cat sees the dog today",
@@ -268,9 +270,43 @@ def test_a_lone_surrogate_is_refused(engine: SemanticSearch) -> None:
         engine.search("a \ud800 cat")
 
 
-def test_a_cross_encoder_is_told_from_a_bi_encoder(index: Path, tiny_bi: Path) -> None:
-    with pytest.raises(InputError, match="cross-encoder"):
-        SemanticSearch.open(index, cross_encoder=tiny_bi)
+def test_a_bi_encoder_and_several_models_rerank(index: Path, tiny_bi_b: Path, tiny_cross: Path) -> None:
+    found = {}
+    for name, given in {"bi": tiny_bi_b, "cross": tiny_cross, "both": [tiny_bi_b, tiny_cross]}.items():
+        with SemanticSearch.open(index, precision="float32", cross_encoder=given) as engine:
+            found[name] = engine.search(QUERY, top_k=3, rerank_weight=1.0)
+            assert found[name] == rerank_hits(engine)
+    assert len({hit.rerank_score for hits in found.values() for hit in hits}) == 9
+
+
+def rerank_hits(engine: SemanticSearch) -> list[Hit]:
+    """By hand, with the functions of the core."""
+    retrieved = engine.retrieve([QUERY], engine.encoder.encode_queries([QUERY]), 100)[0]
+    return rerank(QUERY, retrieved, engine.rerankers, weight=1.0)[:3]
+
+
+def test_a_reranker_named_twice_is_told(index: Path, tiny_cross: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with SemanticSearch.open(index, cross_encoder=[tiny_cross, tiny_cross]) as engine:
+        assert len(engine.rerankers) == 2
+    assert "named more than once to rerank" in caplog.text
+
+
+def test_what_cannot_rerank_is_refused(index: Path, tiny_plain: Path, tiny_bi: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot rerank: it is neither a trained cross-encoder nor a bi-encoder"):
+        SemanticSearch.open(index, cross_encoder=tiny_plain)
+    with pytest.raises(InputError, match="no such model folder"):
+        SemanticSearch.open(index, cross_encoder=[tiny_bi, tmp_path / "none"])
+    with pytest.raises(InputError, match="3 outputs"):
+        SemanticSearch.open(index, cross_encoder=build_plain(tmp_path / "three", labels=3))
+
+
+def test_an_index_has_one_bi_encoder(index: Path, tiny_bi: Path, tiny_bi_b: Path, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "docs.jsonl")
+    with pytest.raises(InputError, match=r"vectors of one bi-encoder; .* distil them into one student"):
+        SemanticSearch.build(tmp_path / "idx", corpus=corpus, bi_encoder=[tiny_bi, tiny_bi_b])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="vectors of one bi-encoder"):
+        SemanticSearch.open(index, bi_encoder=[tiny_bi, tiny_bi_b])  # type: ignore[arg-type]
+    assert not (tmp_path / "idx").exists()
 
 
 def test_very_long_queries_and_documents_are_survived(tiny_bi: Path, tiny_cross: Path, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ class PageServer:
         from transenc.search.serving.server import create_app
 
         engine = SemanticSearch.open(index, cross_encoder=cross)
-        app = create_app(engine, cross_encoder_name=str(cross or ""), watch_s=0.1)
+        app = create_app(engine, reranker_names=[] if cross is None else [str(cross)], watch_s=0.1)
         config = uvicorn.Config(app, host="127.0.0.1", port=port, lifespan="on", log_config=None, access_log=False)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, daemon=True)
@@ -287,7 +287,7 @@ def test_typing_searches_and_shows_both_orders(visit: Visit, engine: SemanticSea
     best = engine.search(QUERY)[0]
     first = page.locator(".column.reranked .hit").first
     expect(first.locator(".score b")).to_have_text(f"{best.score:.2f}")
-    expect(first.locator(".score small")).to_have_text(f"cross {best.rerank_score:.3f}")
+    expect(first.locator(".score small")).to_have_text(f"rerank {best.rerank_score:.3f}")
     steps = page.locator("#search-latency li")
     assert [text.split()[0] for text in steps.all_text_contents()[:-1]] == ["queue", "encode", "retrieve", "rerank"]
 
@@ -371,7 +371,7 @@ def test_reranking_can_be_switched_off_and_weighed(visit: Visit, engine: Semanti
     assert page.url.endswith("&rerank=0")
     expect(page.get_by_label("Candidates")).to_be_disabled()
     switch.check()
-    page.get_by_label("Weight of the cross-encoder").select_option("1")
+    page.get_by_label("Weight of the reranker").select_option("1")
     page.get_by_label("Hits").select_option("5")
     page.wait_for_url("**k=5**")
     expect(page.locator(".column.reranked .hit")).to_have_count(5)
@@ -546,7 +546,7 @@ def test_a_busy_server_is_asked_again(bad_visit: Visit, engine: SemanticSearch) 
 
 @browser_test
 def test_the_server_changes_its_index_goes_and_comes_back(browser: Browser, tiny_bi: Path, tmp_path: Path) -> None:
-    """It has neither a cross-encoder nor words, and the page offers neither."""
+    """It has neither a reranker nor words, and the page offers neither."""
     for name in ("fastapi", "prometheus_client", "uvicorn"):
         pytest.importorskip(name, reason=f"needs {name} (extra: serve)")
     index = build_index(tmp_path, tiny_bi, CORPUS[:3], lexical=False)
@@ -589,7 +589,7 @@ def test_the_server_changes_its_index_goes_and_comes_back(browser: Browser, tiny
 def test_the_address_holds_the_state(visit: Visit) -> None:
     page = visit.open(f"q={QUERY}")
     page.get_by_label("Hits").select_option("5")
-    page.get_by_label("Weight of the cross-encoder").select_option("0.75")
+    page.get_by_label("Weight of the reranker").select_option("0.75")
     find_card(page, "retrieved", "cat").get_by_role("button", name="topic animals").click()
     page.get_by_role("switch", name="Hybrid").check()
     expect(page.get_by_role("status").first).to_have_text("5 hits, reranked")
@@ -805,7 +805,7 @@ def test_everything_has_a_name(visit: Visit) -> None:
         'switch "Rerank" [checked]',
         'switch "Hybrid"',
         'combobox "Candidates"',
-        'combobox "Weight of the cross-encoder"',
+        'combobox "Weight of the reranker"',
         'combobox "Hits"',
         'group "Filters"',
         'button "Keys"',
@@ -833,8 +833,8 @@ def test_two_sentences_are_compared(visit: Visit, engine: SemanticSearch) -> Non
     page.get_by_role("textbox", name="Sentence 1").fill(one)
     page.get_by_role("textbox", name="Sentence 2").fill(two)
     page.wait_for_selector(".readouts")
-    assert engine.cross_encoder is not None
-    bi, cross = (float(score_pairs(model, [(one, two)])[0]) for model in (engine.encoder.model, engine.cross_encoder))
+    assert engine.rerankers
+    bi, cross = (float(score_pairs(model, [(one, two)])[0]) for model in (engine.encoder.model, *engine.rerankers))
     found = align_tokens(engine.encoder.model, one, two)
     expected = [f"{value:.3f}".replace("-", MINUS) for value in (bi, cross, found.score)]
     assert page.locator(".readouts b").all_text_contents() == expected

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sentence_transformers import CrossEncoder
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from torch import nn
 
 from transenc.encoders import load_bi_encoder, load_cross_encoder
 from transenc.errors import InputError, StateError
@@ -313,8 +315,73 @@ def test_batches_of_other_types_are_refused(cross: CrossEncoder) -> None:
         rerank_many([QUERY, QUERY], [make_hits()], cross)
 
 
-def test_only_a_cross_encoder_reranks(tiny_bi: Path) -> None:
+def test_what_is_no_encoder_does_not_rerank(cross: CrossEncoder) -> None:
     with pytest.raises(TypeError, match="found str"):
         rerank(QUERY, make_hits(), "my/encoder")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="found SentenceTransformer"):
-        rerank(QUERY, make_hits(), load_bi_encoder(tiny_bi))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="found NoneType"):
+        rerank(QUERY, make_hits(), [cross, None])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="no encoder given"):
+        rerank(QUERY, [], [])
+
+
+# ---- other encoders, and several
+
+
+def test_a_bi_encoder_reranks_by_the_cosines_of_sentences(tiny_bi: Path) -> None:
+    model = load_bi_encoder(tiny_bi)
+    hits = [
+        Hit("d1", 0.9, 1, 1, 0.9, title="the old farmer", text="the small cat sees the bird home."),
+        Hit("d2", 0.8, 2, 2, 0.8, text="soup and bread alone"),
+    ]
+    read = [["the old farmer", "the small cat sees the bird home."], ["soup and bread alone"]]
+    plain = SentenceTransformer(str(tiny_bi), device="cpu")
+    expected = [float(plain.similarity(plain.encode([QUERY]), plain.encode(texts)).max()) for texts in read]
+    found = {hit.id: hit.rerank_score for hit in rerank(QUERY, hits, model)}
+    assert [found["d1"], found["d2"]] == pytest.approx(expected, abs=1e-5)
+
+
+def test_several_rerankers_meet_on_one_scale(tiny_bi: Path, cross: CrossEncoder) -> None:
+    model = load_bi_encoder(tiny_bi)
+    hits = make_hits()
+    alone = []
+    for encoder in (model, cross):
+        scores = {hit.id: hit.rerank_score or 0.0 for hit in rerank(QUERY, hits, encoder)}
+        alone.append(np.array([scores[hit.id] for hit in hits]))
+    common = np.mean([np.sort(scores) for scores in alone], axis=0)
+    places = [np.argsort(np.argsort(scores)) for scores in alone]
+    expected = (common[places[0]] + common[places[1]]) / 2
+    found = {hit.id: hit for hit in rerank(QUERY, hits, [model, cross], weight=1.0)}
+    assert [found[hit.id].rerank_score for hit in hits] == pytest.approx(expected, abs=1e-6)
+    best = min(range(len(hits)), key=lambda row: (-round(float(expected[row]), 6), hits[row].id))
+    assert found[hits[best].id].rank == 1
+
+
+def test_an_ensemble_is_asked_query_by_query(tiny_bi: Path, cross: CrossEncoder) -> None:
+    both = [load_bi_encoder(tiny_bi), cross]
+    queries, hits = [QUERY, "bread", "the old farmer"], [make_hits(), [], make_hits()[2:]]
+    found = rerank_many(queries, hits, both)
+    for query, part, ordered in zip(queries, hits, found, strict=True):
+        alone = rerank(query, part, both)
+        assert [hit.id for hit in ordered] == [hit.id for hit in alone]
+        scores = [hit.rerank_score for hit in alone]
+        assert [hit.rerank_score for hit in ordered] == pytest.approx(scores, abs=1e-5)
+
+
+def test_an_activation_does_not_decide_between_rerankers(tiny_bi: Path, tiny_cross: Path) -> None:
+    """Logits are spread far wider than cosines; on one scale they count no more."""
+    orders = []
+    for activation in (nn.Identity(), nn.Sigmoid()):
+        cross = load_cross_encoder(tiny_cross)
+        cross.activation_fn = activation
+        orders.append([hit.id for hit in rerank(QUERY, make_hits(), [load_bi_encoder(tiny_bi), cross], weight=1.0)])
+    assert orders[0] == orders[1]
+
+
+def test_the_encoder_that_gives_nan_is_named(tiny_bi: Path, cross: CrossEncoder) -> None:
+    broken = load_bi_encoder(tiny_bi)
+    with torch.no_grad():
+        next(broken.parameters()).fill_(math.nan)
+    with pytest.raises(StateError, match=r"^encoder 1: the bi-encoder gave NaN"):
+        rerank(QUERY, make_hits(), [cross, broken])
+    with pytest.raises(StateError, match=r"^encoder 0: the bi-encoder gave NaN"):
+        score_pairs([broken, cross], [("a cat", "a dog")])

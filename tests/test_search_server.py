@@ -24,6 +24,7 @@ from server_scenario import Encoder, Hold, ask, build_colours, make_documents, m
 
 from transenc.corpus import Document
 from transenc.errors import InputError, StateError
+from transenc.scoring import score_pairs
 from transenc.search.engine import SemanticSearch
 from transenc.search.serving.limits import Limits
 from transenc.search.stores import build_store, open_store
@@ -153,7 +154,7 @@ def real_index(tmp_path_factory: pytest.TempPathFactory, tiny_bi: Path) -> Path:
 @pytest.fixture(scope="module")
 def real(real_index: Path, tiny_cross: Path) -> Iterator[Client]:
     engine = SemanticSearch.open(real_index, cross_encoder=tiny_cross, precision="float32")
-    with serving(engine, cross_encoder_name=str(tiny_cross)) as client:
+    with serving(engine, reranker_names=[str(tiny_cross)]) as client:
         yield client
 
 
@@ -171,6 +172,17 @@ def own_logging() -> Iterator[None]:
 # ---- the API
 
 
+def test_info_names_what_reranks(real_index: Path, tiny_bi_b: Path, tiny_cross: Path) -> None:
+    engine = SemanticSearch.open(real_index, cross_encoder=[tiny_bi_b, tiny_cross], precision="float32")
+    with serving(engine, reranker_names=[f"{tiny_bi_b}/", str(tiny_cross)]) as client:
+        assert client.get("/info")[1]["rerankers"] == [tiny_bi_b.name, tiny_cross.name]
+        answer = client.search("a cat sees a bird", top_k=3)
+        assert [hit["rerank_score"] is None for hit in answer["hits"]] == [False] * 3
+        pair = {"sentence1": "a cat", "sentence2": "a dog"}
+        mean = float(score_pairs(engine.rerankers, [("a cat", "a dog")])[0])
+        assert client.post("/similarity", pair)[1]["cross"] == pytest.approx(mean, abs=1e-6)
+
+
 def test_probes_and_info(colours: Client) -> None:
     assert colours.get("/live") == (200, {"status": "live"})
     assert colours.get("/ready") == (200, {"status": "ready"})
@@ -184,7 +196,7 @@ def test_probes_and_info(colours: Client) -> None:
     }  # fmt: skip
     assert info == {
         "documents": 21, "passages": 21, "generation": 1, "kind": "exact", "recall@10": 1.0, "encoder": "counter",
-        "cross_encoder": None, "hybrid": False, "fields": [
+        "rerankers": [], "hybrid": False, "fields": [
             {"key": "even", "examples": ["true", "false"], "numeric": False},
             {"key": "link", "examples": ["javascript:alert(1)"], "numeric": False},
             {"key": "number", "examples": info["fields"][2]["examples"], "numeric": True},
@@ -979,7 +991,7 @@ def test_the_command_serves_and_ends_with_0(real_index: Path, tiny_cross: Path, 
         [line] = log.read_text(encoding="utf-8").splitlines()
         assert line.startswith(f"serving {real_index} (12 documents) at http://127.0.0.1:")
         client = Client(int(line.rpartition(":")[2]), None)
-        assert client.get("/info")[1]["cross_encoder"] == tiny_cross.name
+        assert client.get("/info")[1]["rerankers"] == [tiny_cross.name]
         assert client.post("/search", {"query": "a cat", "top_k": 4})[0] == 422
         assert len(client.search("a cat", top_k=3)["hits"]) == 3
         os.kill(pid, signal.SIGTERM)

@@ -297,7 +297,7 @@ def test_candidates_are_scored_together_on_a_gpu(tmp_path: Path, device: str, ca
         return [found[::-1] for found in hits]
 
     engine = make_engine(tmp_path / "idx", documents=3)
-    engine.cross_encoder = SimpleNamespace(device=torch.device(device))  # type: ignore[assignment]
+    engine.rerankers = [SimpleNamespace(device=torch.device(device))]  # type: ignore[list-item]
     engine.rerank = rerank  # type: ignore[method-assign,assignment]
     questions = [Search("a"), Search("b", rerank_weight=0.5), Search("d", rerank=False), Search("c")]
     order = [position for position, _ in answer_questions(engine, questions)]
@@ -310,14 +310,14 @@ def test_candidates_are_scored_together_on_a_gpu(tmp_path: Path, device: str, ca
 def test_a_batch_has_as_many_questions_as_the_cross_encoder_can_read(tmp_path: Path) -> None:
     with busy(tmp_path / "idx") as (worker, encoder, _, release):
         engine = worker._engine
-        engine.cross_encoder = SimpleNamespace(device=torch.device("cpu"))  # type: ignore[assignment]
+        engine.rerankers = [SimpleNamespace(device=torch.device("cpu"))]  # type: ignore[list-item]
         engine.rerank = lambda queries, hits, weight: list(hits)  # type: ignore[method-assign,assignment]
         # 100 candidates each, but the one that is not reranked and the one that asks for more than all of them
         kinds = [{}, {}, {"rerank": False}, {}, {"candidates": 200}, {}]
         waiting = [worker.submit(Search(ask(i), **kind)) for i, kind in enumerate(kinds, start=1)]  # type: ignore[arg-type]
         release()
         assert [first_id(future) for future in waiting] == [f"d{i}" for i in range(1, 7)]
-        engine.cross_encoder = None
+        engine.rerankers = []
     assert [len(call) for call in encoder.calls] == [1, 3, 1, 1, 1]
 
 
@@ -327,10 +327,9 @@ def test_similarity_beside_searches(real: SemanticSearch) -> None:
 
     search, answer = answer_all(real, Search("a cat", top_k=1), Similarity("the small cat", "a dog"))
     assert isinstance(search, SearchAnswer) and isinstance(answer, SimilarityAnswer)
-    assert real.cross_encoder is not None
     pair = [("the small cat", "a dog")]
     assert answer.bi == float(score_pairs(real.encoder.model, pair)[0])
-    assert answer.cross == float(score_pairs(real.cross_encoder, pair)[0])
+    assert answer.cross == float(score_pairs(real.rerankers, pair)[0])
     assert answer.alignment.score == align_tokens(real.encoder.model, *pair[0]).score
     assert (answer.alignment.tokens1, answer.alignment.tokens2) == (["the", "small", "cat"], ["a", "dog"])
 

@@ -1,4 +1,4 @@
-"""Evaluate retrieval: a bi-encoder, BM25 or both together, each with or without a cross-encoder that reranks.
+"""Evaluate retrieval: a bi-encoder, BM25 or both together, each with or without encoders that rerank.
 
 The figures are those of what serves: documents go through `FaissStore` and `PassageEncoder`, queries through
 `SemanticSearch`. They are percentages.
@@ -15,18 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sentence_transformers import CrossEncoder, SentenceTransformer
+from sentence_transformers import SentenceTransformer
 from tqdm import tqdm
 
 from transenc.benchmarks import RETRIEVAL_TASKS
 from transenc.corpus import Document
-from transenc.encoders import load_bi_encoder, load_cross_encoder
+from transenc.encoders import Encoder, load_bi_encoder
 from transenc.errors import InputError
 from transenc.metrics import retrieval_quality
 from transenc.retrieval_sets import RetrievalSet, load_retrieval
 from transenc.search.engine import SemanticSearch
 from transenc.search.faiss_store import FaissStore
 from transenc.search.lexical import LexicalIndex
+from transenc.search.models import Rerankers, load_rerankers
 from transenc.search.passages import PassageEncoder
 from transenc.search.reranking import Hit, choose_weight, fuse_scores, rerank_many
 
@@ -46,7 +47,7 @@ def evaluate_retrieval(
     split: str = "test",
     data: str | os.PathLike[str] | None = None,
     system: str = "bi",
-    rerank: CrossEncoder | str | Path | None = None,
+    rerank: Rerankers | None = None,
     rerank_unit: str = "sentence",
     rerank_weight: float | None = None,
     candidates: int = 100,
@@ -64,9 +65,10 @@ def evaluate_retrieval(
         data: Where the benchmarks are, as for `load_retrieval`.
         system: What retrieves: "bi" (cosine, exact), "bm25" (extra `hybrid`), or "hybrid" (both, by reciprocal rank
             fusion).
-        rerank: A cross-encoder, or the folder or Hub id of one; None: no reranking.
+        rerank: A cross-encoder or a bi-encoder, or the folder or Hub id of one; several: their ensemble, see
+            `search.reranking.rerank`; None: no reranking.
         rerank_unit: What it reads, "sentence" or "passage", see `rerank`.
-        rerank_weight: Of the cross-encoder, 0 to 1, as for `SemanticSearch.search`; None: decided without labels.
+        rerank_weight: Of what reranks, 0 to 1, as for `SemanticSearch.search`; None: decided without labels.
         candidates: Documents a query that are reranked. With less than 100, what is found later counts as not found.
         passages: Split documents that are longer than the bi-encoder's window; False: read their beginning, which is
             what published figures do.
@@ -77,7 +79,7 @@ def evaluate_retrieval(
     Returns:
         Task -> {"ndcg@10", "recall@100", "mrr@10", "map"} x 100, "average" of the nDCG@10 (None when a task is
         undefined), and for undefined figures "reasons": task -> text. With `rerank` each task also has "retrieved" and
-        "reranked", the figures of the same documents in the retriever's and in the cross-encoder's order alone, and
+        "reranked", the figures of the same documents in the retriever's and in the rerankers' order alone, and
         "best_weight", what `choose_weight` gives for this split: a weight to use elsewhere, not a result.
 
     Raises:
@@ -96,19 +98,19 @@ def evaluate_retrieval(
         model = load_bi_encoder(bi_encoder, pooling=pooling) if isinstance(bi_encoder, str | Path) else bi_encoder
         # The index lives as long as this call, so its encoder needs no name.
         encoder = PassageEncoder(model, fingerprint="", split=passages, batch_tokens=batch_tokens)
-    cross = load_cross_encoder(rerank) if isinstance(rerank, str | Path) else rerank
+    rerankers = load_rerankers(rerank, precision="float32")
     result: dict[str, Any] = {}
     reasons = {}
     for task, loaded in sets.items():
         if encoder is None:
             found = _rank_by_words(
-                loaded, cross, rerank_unit, rerank_weight, candidates, batch_tokens, progress=progress
+                loaded, rerankers, rerank_unit, rerank_weight, candidates, batch_tokens, progress=progress
             )
         else:
             found = _rank_by_index(
                 loaded,
                 encoder,
-                cross,
+                rerankers,
                 rerank_unit,
                 rerank_weight,
                 candidates,
@@ -118,7 +120,7 @@ def evaluate_retrieval(
             )
         figures = _measure(found, loaded)
         result[task] = {name: _times_100(figures[name]) for name in _FIGURES}
-        if cross is not None:
+        if rerankers:
             result[task] |= _compare_orders(found, loaded)
         if "reason" in figures:
             reasons[task] = figures["reason"]
@@ -141,10 +143,11 @@ def _check_arguments(
     if passages and system == "bm25":
         raise InputError("bm25 reads whole documents; passages are for a bi-encoder")
     if rerank_weight is not None and rerank is None:
-        raise InputError("rerank_weight is the weight of a cross-encoder; name one with rerank")
+        raise InputError("rerank_weight is the weight of what reranks; name an encoder with rerank")
     # The rest would otherwise come up when the documents are encoded.
-    if rerank is not None and not isinstance(rerank, CrossEncoder | str | Path):
-        raise TypeError(f"rerank must be a CrossEncoder or the name of one, found {type(rerank).__name__}")
+    for each in rerank if isinstance(rerank, list | tuple) else () if rerank is None else (rerank,):
+        if not isinstance(each, str | Path | Encoder):
+            raise TypeError(f"rerank must be an encoder, the name of one, or a list, found {type(each).__name__}")
     fuse_scores([], [], weight=rerank_weight)
     if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 1:
         raise InputError(f"candidates must be a whole number of 1 or more, found {candidates!r}")
@@ -153,7 +156,7 @@ def _check_arguments(
 def _rank_by_index(
     loaded: RetrievalSet,
     encoder: PassageEncoder,
-    cross: CrossEncoder | None,
+    rerankers: list[Encoder],
     unit: str,
     weight: float | None,
     candidates: int,
@@ -172,10 +175,10 @@ def _rank_by_index(
             lexical=hybrid,
             progress=progress,
         )
-        with SemanticSearch(store, encoder, cross, rerank_unit=unit, batch_tokens=batch_tokens) as engine:
+        with SemanticSearch(store, encoder, rerankers or None, rerank_unit=unit, batch_tokens=batch_tokens) as engine:
 
             def search(queries: list[str]) -> list[list[Hit]]:
-                top_k = _DEPTH if cross is None else candidates  # of which each order shows its first
+                top_k = candidates if rerankers else _DEPTH  # of which each order shows its first
                 return engine.search_many(
                     queries, top_k=top_k, candidates=candidates, hybrid=hybrid, rerank_weight=weight
                 )
@@ -185,7 +188,7 @@ def _rank_by_index(
 
 def _rank_by_words(
     loaded: RetrievalSet,
-    cross: CrossEncoder | None,
+    rerankers: list[Encoder],
     unit: str,
     weight: float | None,
     candidates: int,
@@ -198,11 +201,11 @@ def _rank_by_words(
     index = LexicalIndex.build((document.content for document in documents), progress=progress)
 
     def search(queries: list[str]) -> list[list[Hit]]:
-        found = index.search(queries, _DEPTH if cross is None else candidates)
+        found = index.search(queries, candidates if rerankers else _DEPTH)
         hits = [_make_hits(documents, positions, scores) for positions, scores in found]
-        if cross is None:
+        if not rerankers:
             return hits
-        return rerank_many(queries, hits, cross, unit=unit, weight=weight, top_k=_DEPTH, batch_tokens=batch_tokens)
+        return rerank_many(queries, hits, rerankers, unit=unit, weight=weight, top_k=_DEPTH, batch_tokens=batch_tokens)
 
     return _rank(loaded.queries, search, progress=progress)
 

@@ -65,19 +65,45 @@ def score_pairs(
         >>> score_pairs(load_encoder("my/encoder"), [("a cat", "a kitten")]).shape  # doctest: +SKIP
         (1,)
     """
-    group = _check_encoders(encoders)
+    scores = score_each(encoders, pairs, symmetric=symmetric, batch_tokens=batch_tokens, progress=progress)
+    return scores.mean(axis=0).astype(np.float32)
+
+
+def score_each(
+    encoders: Encoder | Sequence[Encoder],
+    pairs: Dataset | Sequence[tuple[str, str]],
+    *,
+    symmetric: bool = True,
+    batch_tokens: int | None = None,
+    progress: bool = False,
+) -> np.ndarray:
+    """Score sentence pairs with each of several encoders; arguments and errors are those of `score_pairs`.
+
+    Returns:
+        float64 scores of shape [encoders, n].
+
+    Example:
+        >>> score_each([bi, cross], [("a cat", "a kitten")]).shape  # doctest: +SKIP
+        (2, 1)
+    """
+    group = list_encoders(encoders)
     _check_batch_tokens(batch_tokens)
     texts, left, right = _index_pairs(pairs)
-    total = np.zeros(len(left), dtype=np.float64)
-    if len(left):
-        for encoder in group:
+    scores = np.zeros((len(group), len(left)), dtype=np.float64)
+    for number, encoder in enumerate(group if len(left) else ()):
+        try:
             if isinstance(encoder, SentenceTransformer):
-                total += _score_bi(encoder, texts, left, right, batch_tokens=batch_tokens, progress=progress)
+                row = _score_bi(encoder, texts, left, right, batch_tokens=batch_tokens, progress=progress)
             else:
-                total += _score_cross(
+                row = _score_cross(
                     encoder, texts, left, right, symmetric=symmetric, batch_tokens=batch_tokens, progress=progress
                 )
-    return (total / len(group)).astype(np.float32)
+        except StateError as error:
+            if len(group) == 1:
+                raise
+            raise StateError(f"encoder {number}: {error}") from error
+        scores[number] = row
+    return scores
 
 
 def encode_texts(
@@ -142,8 +168,19 @@ def cut_texts(texts: Sequence[str], limit: int) -> list[str]:
     return [text[: limit * _CHARACTERS_PER_TOKEN] for text in texts]
 
 
-def _check_encoders(encoders: Any) -> list[Encoder]:
-    group = list(encoders) if isinstance(encoders, list | tuple) else [encoders]
+def list_encoders(encoders: Encoder | Sequence[Encoder]) -> list[Encoder]:
+    """Return one encoder or several as a list of such as can score pairs.
+
+    Raises:
+        TypeError: Something else than an encoder.
+        InputError: No encoder, or a cross-encoder with several outputs.
+
+    Example:
+        >>> list_encoders([])
+        Traceback (most recent call last):
+        transenc.errors.InputError: no encoder given; expected one or more
+    """
+    group: list[Any] = list(encoders) if isinstance(encoders, list | tuple) else [encoders]
     if not group:
         raise InputError("no encoder given; expected one or more")
     for encoder in group:

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from transenc.cli.average import add_average
 from transenc.cli.bootstrap import add_bootstrap
 from transenc.cli.distillation import add_distill, add_label
 from transenc.cli.evaluation import add_evaluate
@@ -84,6 +85,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_distill(verbs)
     add_mine(verbs)
     add_label(verbs)
+    add_average(verbs)
     add_evaluate(verbs)
     add_report(verbs)
     add_index(verbs)

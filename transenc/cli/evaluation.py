@@ -44,7 +44,7 @@ def add_evaluate(verbs: Any) -> None:
     add_model_options(verb, precision="auto")
     group = verb.add_argument_group("--suite retrieval")
     group.add_argument("--system", choices=("bi", "bm25", "hybrid"), help="what retrieves (bi)")
-    group.add_argument("--rerank", metavar="MODEL", help="cross-encoder: folder or Hub id")
+    group.add_argument("--rerank", action="append", metavar="MODEL", help="cross- or bi-encoder; several: an ensemble")
     group.add_argument("--rerank-unit", choices=("sentence", "passage"), help="as for search (sentence)")
     group.add_argument("--rerank-weight", type=float, metavar="W", help="as for search")
     group.add_argument("--candidates", type=int, help="documents reranked (100)")
@@ -85,13 +85,13 @@ def _evaluate_pairs(arguments: argparse.Namespace) -> dict[str, Any]:
 def _evaluate_retrieval(arguments: argparse.Namespace) -> dict[str, Any]:
     from transenc.retrieval_evaluation import evaluate_retrieval
 
-    model, cross = _load_models(arguments)
+    model, rerankers = _load_models(arguments)
     given = {name: getattr(arguments, name) for name in _RETRIEVAL_FLAGS if name != "rerank"}
     return evaluate_retrieval(
         model,
         tasks=arguments.task or RETRIEVAL_TASKS,
         data=arguments.data,
-        rerank=cross,
+        rerank=rerankers or None,
         batch_tokens=arguments.batch_tokens,
         progress=True,
         **{name: value for name, value in given.items() if value is not None},
@@ -99,24 +99,17 @@ def _evaluate_retrieval(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load_models(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    from transenc.encoders import load_cross_encoder, resolve_precision
-    from transenc.search.models import load_models
+    from transenc.search.models import load_models, load_rerankers
 
-    device, trust = arguments.device, arguments.trust_remote_code
-    if arguments.model:
-        return load_models(
-            arguments.model[0],
-            arguments.rerank,
-            pooling=arguments.pooling,
-            max_length=arguments.max_length,
-            precision=arguments.precision,
-            device=device,
-            trust_remote_code=trust,
-        )
-    if arguments.rerank is None:
-        return None, None
-    dtype = resolve_precision(arguments.precision, device=device)
-    return None, load_cross_encoder(arguments.rerank, dtype=dtype, device=device, trust_remote_code=trust)
+    shared = {
+        "precision": arguments.precision,
+        "device": arguments.device,
+        "trust_remote_code": arguments.trust_remote_code,
+    }
+    if not arguments.model:
+        return None, load_rerankers(arguments.rerank, **shared)
+    own = {"pooling": arguments.pooling, "max_length": arguments.max_length}
+    return load_models(arguments.model[0], arguments.rerank, **own, **shared)
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
@@ -126,6 +119,7 @@ def _check_flags(arguments: argparse.Namespace) -> None:
         if found != needed:
             raise InputError(
                 f"--system {arguments.system or 'bi'} takes {needed} --model (a bi-encoder), found {found}"
+                + ("; several may rerank: --rerank" if found > 1 else "")
             )
         wrong = [name for name in ("subsets", "compare", "asymmetric") if getattr(arguments, name)]
         if arguments.rerank is None:

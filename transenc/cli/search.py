@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from transenc.cli.options import (
+    OneBiEncoder,
     add_index_model_options,
     add_model_options,
     add_rerank_options,
@@ -34,7 +35,7 @@ def add_index(verbs: Any) -> None:
         dest="action", required=True, metavar="ACTION"
     )
     build = _add_action(actions, "build", "index a corpus; over an index: replace its content", _build)
-    build.add_argument("--model", required=True, help="bi-encoder: folder or Hub id")
+    build.add_argument("--model", action=OneBiEncoder, required=True, help="bi-encoder: folder or Hub id")
     build.add_argument("--corpus", required=True, help=_CORPUS)
     build.add_argument(
         "--kind",
@@ -85,7 +86,7 @@ def add_search(verbs: Any) -> None:
         "--rerank-weight",
         type=float,
         metavar="W",
-        help="weight of the cross-encoder, 0 to 1 (1: its order alone); default: chosen without labels",
+        help="weight of the rerankers, 0 to 1 (1: their order alone); default: chosen without labels",
     )
     add_index_model_options(verb)
 

@@ -84,7 +84,7 @@ def _serve(arguments: argparse.Namespace) -> Iterator[str]:
                 limits=limits,
                 hosts=[*([] if every_address else [arguments.host]), *arguments.allow_host],
                 every_address=every_address,
-                cross_encoder_name=arguments.rerank,
+                reranker_names=arguments.rerank or (),
             )
             said = f"serving {arguments.path} ({engine.store.count()} documents) at"
             serve(app, listener=listener, on_ready=lambda url: print(said, url, file=sys.stderr, flush=True))

@@ -1,4 +1,4 @@
-"""Search a corpus: the bi-encoder retrieves, words may help it, the cross-encoder reranks.
+"""Search a corpus: the bi-encoder retrieves, words may help it, a cross-encoder or several encoders rerank.
 
 Doors take names and paths (`SemanticSearch.build`, `SemanticSearch.open`), the core takes objects.
 """
@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from sentence_transformers import CrossEncoder
 from tqdm import tqdm
 
 from transenc.corpus import Document, read_corpus
+from transenc.encoders import Encoder
 from transenc.errors import InputError, StateError
 from transenc.model_folders import encoder_fingerprint
+from transenc.scoring import list_encoders
 from transenc.search.lexical import fuse_ranks
-from transenc.search.models import describe_place, load_models
+from transenc.search.models import Rerankers, describe_place, load_models, refuse_several
 from transenc.search.passages import PassageEncoder
 from transenc.search.reranking import UNITS, Hit, rerank_many
 from transenc.search.store import Condition, Match, VectorStore, check_top_k, parse_condition
@@ -28,14 +29,18 @@ _QUERIES_AT_ONCE = 64  # bounds the documents in memory: 64 queries with 100 can
 
 
 class SemanticSearch:
-    """A corpus that answers queries; an index on disk, a bi-encoder and perhaps a cross-encoder.
+    """A corpus that answers queries; an index on disk, a bi-encoder and perhaps what reranks.
 
     Args:
         store: The documents and their vectors.
         encoder: The bi-encoder that made the vectors.
-        cross_encoder: Reranks what the bi-encoder retrieved; None: no reranking.
-        rerank_unit: What the cross-encoder reads, "sentence" or "passage", see `rerank`.
+        cross_encoder: Reranks what the bi-encoder retrieved: a cross-encoder, another bi-encoder, or several of both,
+            see `rerank`; None: no reranking.
+        rerank_unit: What reranking reads, "sentence" or "passage", see `rerank`.
         batch_tokens: As for `score_pairs`, for reranking.
+
+    Attributes:
+        rerankers: The list of what reranks; empty: nothing does.
 
     Example:
         >>> from transenc import SemanticSearch  # doctest: +SKIP
@@ -48,22 +53,21 @@ class SemanticSearch:
         self,
         store: VectorStore,
         encoder: PassageEncoder,
-        cross_encoder: CrossEncoder | None = None,
+        cross_encoder: Encoder | Sequence[Encoder] | None = None,
         *,
         rerank_unit: str = "sentence",
         batch_tokens: int | None = None,
     ) -> None:
         if rerank_unit not in UNITS:
             raise InputError(f"the rerank unit must be one of {', '.join(UNITS)}, found {rerank_unit!r}")
-        if cross_encoder is not None and not isinstance(cross_encoder, CrossEncoder):
-            raise TypeError(f"expected a CrossEncoder or None, found {type(cross_encoder).__name__}")
+        rerankers = [] if cross_encoder is None else list_encoders(cross_encoder)
         built = store.facts["embedding"], store.facts["dim"]
         if (encoder.fingerprint, encoder.dim) != built:
             raise StateError(
                 f"the index was built with another encoder or way of splitting: expected fingerprint {built[0][:12]} "
                 f"and {built[1]} numbers, found {encoder.fingerprint[:12]} and {encoder.dim}; take that encoder"
             )
-        self.store, self.encoder, self.cross_encoder = store, encoder, cross_encoder
+        self.store, self.encoder, self.rerankers = store, encoder, rerankers
         self.rerank_unit, self.batch_tokens = rerank_unit, batch_tokens
 
     @classmethod
@@ -73,7 +77,7 @@ class SemanticSearch:
         *,
         corpus: Any,
         bi_encoder: str | Path,
-        cross_encoder: str | Path | None = None,
+        cross_encoder: Rerankers | None = None,
         rerank_unit: str = "sentence",
         kind: str = "auto",
         passages: bool = True,
@@ -95,7 +99,8 @@ class SemanticSearch:
             path: The folder of the index, or an address as for `open_store` (Milvus).
             corpus: A file, Hub dataset or iterable, as for `read_corpus`.
             bi_encoder: Folder or Hub id of the encoder; queries are encoded by the same one.
-            cross_encoder: Folder or Hub id of what reranks; it is not part of the index.
+            cross_encoder: Folder or Hub id of what reranks, a cross-encoder or a bi-encoder; or a list of several. They
+                are no part of the index.
             rerank_unit: What it reads, "sentence" or "passage", see `rerank`.
             kind: "exact", "hnsw", "ivfpq", or "auto": by the number of passages.
             passages: Split documents that are longer than the encoder's window; False: cut them, and count.
@@ -117,7 +122,7 @@ class SemanticSearch:
             StateError: The index at `path` is damaged, or the disk is full.
             BusyError: Another process is changing this index.
         """
-        model, cross = load_models(
+        model, rerankers = load_models(
             bi_encoder,
             cross_encoder,
             pooling=pooling,
@@ -139,7 +144,7 @@ class SemanticSearch:
         encoder = PassageEncoder(model, fingerprint=fingerprint, split=passages, batch_tokens=batch_tokens)
         documents = read_corpus(corpus, skip_empty=skip_empty)
         store = build_store(path, documents, encoder, encoder=facts, kind=kind, lexical=lexical, progress=progress)
-        return cls(store, encoder, cross, rerank_unit=rerank_unit, batch_tokens=batch_tokens)
+        return cls(store, encoder, rerankers or None, rerank_unit=rerank_unit, batch_tokens=batch_tokens)
 
     @classmethod
     def open(
@@ -147,7 +152,7 @@ class SemanticSearch:
         path: str | os.PathLike[str],
         *,
         bi_encoder: str | Path | None = None,
-        cross_encoder: str | Path | None = None,
+        cross_encoder: Rerankers | None = None,
         rerank_unit: str = "sentence",
         precision: str = "auto",
         device: str | None = None,
@@ -159,7 +164,7 @@ class SemanticSearch:
         Args:
             path: The folder or address of the index.
             bi_encoder: Where the encoder lies now; None: where it was when the index was built.
-            cross_encoder: Folder or Hub id of what reranks.
+            cross_encoder: As for `build`.
             rerank_unit: What it reads, "sentence" or "passage", see `rerank`.
             precision: Number type of the weights.
             device: Where to; None: the GPU if there is one.
@@ -173,6 +178,8 @@ class SemanticSearch:
             InputError: No index at `path`, or an unusable model.
             StateError: A damaged index, or another encoder than the one that built it.
         """
+        if bi_encoder is not None:
+            refuse_several(bi_encoder)
         store = open_store(path)
         facts: Mapping[str, Any] = store.facts["encoder"]
         name, pooling, length = bi_encoder or facts["name"], facts["pooling"], facts["max_length"]
@@ -187,7 +194,7 @@ class SemanticSearch:
                 f"{path} was built with another encoder: expected fingerprint {facts['fingerprint'][:12]} "
                 f"({facts['name']}), found {found[:12]} ({name}); name that one, or build the index again"
             )
-        model, cross = load_models(
+        model, rerankers = load_models(
             name,
             cross_encoder,
             pooling=pooling,
@@ -197,7 +204,7 @@ class SemanticSearch:
             trust_remote_code=trust_remote_code,
         )
         encoder = PassageEncoder(model, fingerprint=found, split=facts["passages"], batch_tokens=batch_tokens)
-        return cls(store, encoder, cross, rerank_unit=rerank_unit, batch_tokens=batch_tokens)
+        return cls(store, encoder, rerankers or None, rerank_unit=rerank_unit, batch_tokens=batch_tokens)
 
     def add(self, corpus: Any, *, upsert: bool = False, skip_empty: bool = False, progress: bool = False) -> None:
         """Add documents; the new content serves when all of them are in.
@@ -230,8 +237,8 @@ class SemanticSearch:
     ) -> list[Hit]:
         """Find the documents that answer a query.
 
-        The bi-encoder retrieves by cosine, with `hybrid` together with BM25 by reciprocal rank fusion. A
-        cross-encoder then scores the best `candidates`, and the two scores are fused, see `fuse_scores`.
+        The bi-encoder retrieves by cosine, with `hybrid` together with BM25 by reciprocal rank fusion. What
+        reranks then scores the best `candidates`, and the two scores are fused, see `fuse_scores`.
 
         Args:
             query: Text.
@@ -239,7 +246,7 @@ class SemanticSearch:
             candidates: Documents retrieved for reranking and for hybrid search, 1 or more; at least `top_k`.
             where: Conditions on metadata such as "topic=cooking" or "year>=2020"; all must hold.
             hybrid: Retrieve by words too.
-            rerank_weight: Weight of the cross-encoder's score, 0 (the retrieved order) to 1 (its order alone);
+            rerank_weight: Weight of the rerankers' score, 0 (the retrieved order) to 1 (their order alone);
                 None: chosen without labels.
 
         Returns:
@@ -290,17 +297,17 @@ class SemanticSearch:
         check_top_k(candidates, name="candidates")
         if isinstance(where, str | Condition) or not isinstance(where, Sequence):
             raise TypeError(f"where must be a list of conditions, found {type(where).__name__}")
-        if rerank_weight is not None and self.cross_encoder is None:
-            raise InputError("a rerank weight is that of a cross-encoder; name one (--rerank)")
+        if rerank_weight is not None and not self.rerankers:
+            raise InputError("a rerank weight is that of what reranks; name an encoder (--rerank)")
         conditions = [parse_condition(each) if isinstance(each, str) else each for each in where]
-        wanted = max(top_k, candidates) if hybrid or self.cross_encoder is not None else top_k
+        wanted = max(top_k, candidates) if hybrid or self.rerankers else top_k
         results: list[list[Hit]] = []
         with tqdm(total=len(queries), unit="query", disable=not progress) as bar:
             for start in range(0, len(queries), _QUERIES_AT_ONCE):
                 block = list(queries[start : start + _QUERIES_AT_ONCE])
                 vectors = self.encoder.encode_queries(block)
                 hits = self.retrieve(block, vectors, wanted, where=conditions, hybrid=hybrid)
-                if self.cross_encoder is not None:
+                if self.rerankers:
                     hits = self.rerank(block, hits, weight=rerank_weight)
                 results += [found[:top_k] for found in hits]
                 bar.update(len(block))
@@ -362,14 +369,14 @@ class SemanticSearch:
             For each query all its hits, best first.
 
         Raises:
-            InputError: There is no cross-encoder, or a weight out of range.
+            InputError: There is nothing that reranks, or a weight out of range.
         """
-        if self.cross_encoder is None:
-            raise InputError("this engine has no cross-encoder; open it with one")
+        if not self.rerankers:
+            raise InputError("this engine has nothing that reranks; open it with a cross-encoder")
         return rerank_many(
             queries,
             hits,
-            self.cross_encoder,
+            self.rerankers,
             unit=self.rerank_unit,
             weight=weight,
             batch_tokens=self.batch_tokens,

@@ -1,4 +1,4 @@
-"""Rerank what was retrieved with a cross-encoder, without losing what the retriever knew.
+"""Rerank what was retrieved with a cross-encoder or another encoder, without losing what the retriever knew.
 
 A cross-encoder that was distilled on sentence pairs cannot rank passages: over whole abstracts it is little better
 than chance, and over their sentences it is a good ranker (figures in docs/results.md). So it reads sentences.
@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from sentence_transformers import CrossEncoder
 
+from transenc.encoders import Encoder
 from transenc.errors import InputError, StateError
-from transenc.scoring import score_pairs
+from transenc.labeling import merge_scores
+from transenc.scoring import list_encoders, score_each
 from transenc.search.passages import passage_text
 from transenc.search.sentences import choose_sentences, split_sentences
 from transenc.search.store import check_top_k
@@ -36,7 +37,7 @@ class Hit:
         rank: Place in the final order, from 1.
         retrieved_rank: Place in the order of the retriever, from 1.
         retrieval_score: The retriever's score: the cosine, or for hybrid search the fused rank score.
-        rerank_score: The cross-encoder's score; None without one.
+        rerank_score: The score of what reranks; None if nothing does.
         title: The document's title.
         text: The document's whole text.
         metadata: The document's other columns.
@@ -85,27 +86,30 @@ def describe_hit(hit: Hit) -> dict[str, Any]:
 def rerank(
     query: str,
     hits: Sequence[Hit],
-    cross_encoder: CrossEncoder,
+    rerankers: Encoder | Sequence[Encoder],
     *,
     unit: str = "sentence",
     weight: float | None = None,
     top_k: int | None = None,
     batch_tokens: int | None = None,
 ) -> list[Hit]:
-    """Order hits anew by the scores of retriever and cross-encoder together.
+    """Order hits anew by the scores of retriever and reranker together.
 
-    The cross-encoder reads the query with the title and best passage of each hit: with its sentences, and the
-    highest score counts, or with the whole. Of the sentences only three are read, those that share the most words
-    with the query (`choose_sentences`). The two scores are fused by `fuse_scores`. To rerank for many queries at
-    once, see `rerank_many`.
+    What reranks is a cross-encoder, or a bi-encoder, whose score is the cosine of two sentences. It reads the query
+    with the title and best passage of each hit: with its sentences, and the highest score counts, or with the whole.
+    Of the sentences only three are read, those that share the most words with the query (`choose_sentences`). The two
+    scores are fused by `fuse_scores`. To rerank for many queries at once, see `rerank_many`.
+
+    Several rerankers are an ensemble: the mean of their scores of each hit. Cosines and sigmoids are spread
+    differently, so they are brought to one scale first, the quantiles of `merge_scores` over the query's hits.
 
     Args:
         query: The query that the hits were retrieved for.
         hits: In any order; what counts is `retrieval_score`.
-        cross_encoder: A cross-encoder with one output.
-        unit: "sentence", right for cross-encoders that were distilled on sentence pairs, or "passage", for those that
-            were trained to rank passages.
-        weight: Of the cross-encoder, 0 (the order of the retriever) to 1 (its order alone); None: decided for
+        rerankers: A cross-encoder with one output or a bi-encoder, or several.
+        unit: "sentence", right for encoders that were trained on sentence pairs, or "passage", for those that were
+            trained to rank passages.
+        weight: Of the rerankers, 0 (the order of the retriever) to 1 (their order alone); None: decided for
             the query, without labels, see `fuse_scores`.
         top_k: Hits to return, 1 or more; None: all.
         batch_tokens: As for `score_pairs`.
@@ -114,22 +118,20 @@ def rerank(
         The hits, best first, ties by id, with new `score`, `rank` and `rerank_score`.
 
     Raises:
-        TypeError: Not hits, a query that is no string, or not a cross-encoder.
-        InputError: A weight outside [0, 1], another unit, or a `top_k` below 1.
+        TypeError: Not hits, a query that is no string, or not an encoder.
+        InputError: A weight outside [0, 1], another unit, no encoder, or a `top_k` below 1.
         StateError: A score is not finite.
 
     Example:
         >>> hits = rerank("mild winters", engine.search("mild winters"), cross)  # doctest: +SKIP
     """
-    return rerank_many(
-        [query], [hits], cross_encoder, unit=unit, weight=weight, top_k=top_k, batch_tokens=batch_tokens
-    )[0]
+    return rerank_many([query], [hits], rerankers, unit=unit, weight=weight, top_k=top_k, batch_tokens=batch_tokens)[0]
 
 
 def rerank_many(
     queries: Sequence[str],
     hits: Sequence[Sequence[Hit]],
-    cross_encoder: CrossEncoder,
+    rerankers: Encoder | Sequence[Encoder],
     *,
     unit: str = "sentence",
     weight: float | None = None,
@@ -142,7 +144,7 @@ def rerank_many(
     Args:
         queries: q strings.
         hits: For each query its hits.
-        cross_encoder: A cross-encoder with one output.
+        rerankers: As for `rerank`.
         unit: As for `rerank`.
         weight: As for `rerank`.
         top_k: As for `rerank`, for each query.
@@ -161,26 +163,24 @@ def rerank_many(
         >>> rerank_many([], [], cross)  # doctest: +SKIP
         []
     """
-    if not isinstance(cross_encoder, CrossEncoder):
-        raise TypeError(f"expected a cross-encoder (CrossEncoder), found {type(cross_encoder).__name__}")
+    group = list_encoders(rerankers)
     _check_weight(weight)
     _check_hits(queries, hits)
     count = None if top_k is None else check_top_k(top_k)
     texts = [list_readings(query, found, unit=unit) for query, found in zip(queries, hits, strict=True)]
     pairs = [(query, text) for query, read in zip(queries, texts, strict=True) for part in read for text in part]
-    scores = score_pairs(cross_encoder, pairs, symmetric=False, batch_tokens=batch_tokens, progress=progress)
+    columns = score_each(group, pairs, symmetric=False, batch_tokens=batch_tokens, progress=progress)
     results, start = [], 0
     for found, read in zip(hits, texts, strict=True):
-        best = []
-        for part in read:
-            best.append(float(scores[start : start + len(part)].max()))
-            start += len(part)
-        results.append(_order(found, np.array(best), weight)[:count])
+        stop = start + sum(len(part) for part in read)
+        best = _take_best(columns[:, start:stop], [len(part) for part in read])
+        results.append(_order(found, merge_scores(list(best), scale="quantile"), weight)[:count])
+        start = stop
     return results
 
 
 def list_readings(query: str, hits: Sequence[Hit], *, unit: str = "sentence") -> list[list[str]]:
-    """Return what a cross-encoder reads of each hit of a query; the highest of its scores is the hit's.
+    """Return what a reranker reads of each hit of a query; the highest of its scores is the hit's.
 
     Args:
         query: The query that the hits were retrieved for.
@@ -216,14 +216,14 @@ def fuse_scores(
     """Fuse the two scores of a query's candidates.
 
     Both are standardised over the candidates (mean 0, standard deviation 1; all equal: 0) and averaged with the
-    weight. A cross-encoder may know little of the task, so without a weight it is believed half as far as it agrees
+    weight. A reranker may know little of the task, so without a weight it is believed half as far as it agrees
     with the retriever: fused = z(retrieval) + r / 2 z(rerank), where r is the correlation of the two, that is a weight
     of r / (2 + r), at most a third. An r that chance would give (up to 2 / sqrt(n), so any for 4 candidates or fewer)
     counts as 0. `choose_weight` finds a weight from labelled queries.
 
     Args:
         retrieval: The retriever's scores of one query's candidates, shape [n], any scale.
-        rerank: The cross-encoder's, shape [n], any scale.
+        rerank: The reranker's, shape [n], any scale.
         weight: Of `rerank`, from 0 to 1; None: decided from the scores, for this query alone.
 
     Returns:
@@ -260,7 +260,7 @@ def choose_weight(
 
     Args:
         retrieval: For each query the retriever's scores of its candidates, shape [n].
-        rerank: For each query the cross-encoder's, shape [n].
+        rerank: For each query the reranker's, shape [n].
         gains: For each query the gains (grades of relevance, 0: not relevant) of its candidates, shape [n].
 
     Returns:
@@ -292,6 +292,13 @@ def choose_weight(
         raise InputError("no query has a relevant candidate, so no weight is better than another")
     # what differs by rounding only is equal
     return round(float(_GRID[np.argmax(np.round(total / known, 12))]), 1)
+
+
+def _take_best(columns: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
+    """The highest score of each hit's readings, by reranker."""
+    if not lengths:
+        return columns
+    return np.maximum.reduceat(columns, np.cumsum([0, *lengths[:-1]]), axis=1)
 
 
 def _order(hits: Sequence[Hit], scores: np.ndarray, weight: float | None) -> list[Hit]:

@@ -26,8 +26,8 @@ class Search:
         candidates: Documents retrieved for reranking and hybrid search.
         where: Conditions that must all hold.
         hybrid: Retrieve by words too.
-        rerank: Rerank, if there is a cross-encoder.
-        rerank_weight: Weight of the cross-encoder, 0 to 1; None: chosen without labels.
+        rerank: Rerank, if anything does.
+        rerank_weight: Weight of the rerankers, 0 to 1; None: chosen without labels.
     """
 
     query: str
@@ -60,7 +60,7 @@ class SearchAnswer:
         hits: What `SemanticSearch.search` gives.
         retrieved: Ids of the best `top_k` in the order of the retriever.
         others: Of those the ones that are not in `hits`, with the rank that they have in the final order.
-        reranked: Whether the cross-encoder has had its say.
+        reranked: Whether the rerankers have had their say.
         generation: Of the index that was searched; None: a store without generations.
         batch: Questions that were answered together.
         timings: Milliseconds of the batch by step.
@@ -81,7 +81,7 @@ class SimilarityAnswer:
 
     Args:
         bi: Cosine of the bi-encoder, -1 to 1.
-        cross: Score of the cross-encoder, the mean of both orders; None without one.
+        cross: Mean score of what reranks, a cross-encoder in both orders; None if nothing does.
         alignment: Of the tokens.
         batch: Questions that were answered together.
         timings: Milliseconds by step.
@@ -131,14 +131,14 @@ def answer_questions(
 
 
 def count_candidates(engine: SemanticSearch, question: Question) -> int:
-    """Return how many documents the cross-encoder reads for a question, at most."""
+    """Return how many documents are read to rerank for a question, at most."""
     if isinstance(question, Search) and _is_reranked(engine, question):
         return _count_wanted(question)
     return 0
 
 
 def limit_candidates(engine: SemanticSearch) -> int:
-    """Return how many documents the cross-encoder should read for one batch.
+    """Return how many documents should be read to rerank for one batch.
 
     On a CPU more would only keep those waiting who could be answered, or dropped, meanwhile; a GPU can be kept busy.
     """
@@ -236,7 +236,7 @@ def _answer_similarity(engine: SemanticSearch, question: Similarity, *, batch: i
     bi = float(score_pairs(model, pair)[0])
     alignment = align_tokens(model, question.sentence1, question.sentence2)
     encoded = time.perf_counter()
-    cross = None if engine.cross_encoder is None else float(score_pairs(engine.cross_encoder, pair)[0])
+    cross = float(score_pairs(engine.rerankers, pair)[0]) if engine.rerankers else None
     timings = {
         "encode_ms": 1000 * (encoded - started),
         "rerank_ms": 0.0 if cross is None else 1000 * (time.perf_counter() - encoded),
@@ -245,11 +245,11 @@ def _answer_similarity(engine: SemanticSearch, question: Similarity, *, batch: i
 
 
 def _is_on_cpu(engine: SemanticSearch) -> bool:
-    return engine.cross_encoder is None or engine.cross_encoder.device.type == "cpu"
+    return any(reranker.device.type == "cpu" for reranker in engine.rerankers) or not engine.rerankers
 
 
 def _is_reranked(engine: SemanticSearch, search: Search) -> bool:
-    return search.rerank and engine.cross_encoder is not None
+    return search.rerank and bool(engine.rerankers)
 
 
 def _count_wanted(search: Search) -> int:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from importlib.metadata import version
@@ -67,7 +67,7 @@ def create_app(
     limits: Limits = Limits(),  # noqa: B008
     hosts: Collection[str] = (),
     every_address: bool = False,
-    cross_encoder_name: str | None = None,
+    reranker_names: Sequence[str] = (),
     watch_s: float = 2.0,
 ) -> FastAPI:
     """Make the application that answers for an index.
@@ -77,7 +77,7 @@ def create_app(
         limits: What it takes on.
         hosts: Names that a Host header may have beside 127.0.0.1, localhost and [::1].
         every_address: Also any address of this machine, for a server that listens on all of them.
-        cross_encoder_name: For GET /info; only its last part is shown.
+        reranker_names: Of the engine's `rerankers`, for GET /info; only their last parts are shown.
         watch_s: Seconds between two looks for a newer generation of the index.
 
     Returns:
@@ -89,7 +89,7 @@ def create_app(
     Example:
         >>> app = create_app(SemanticSearch.open("idx"), limits=Limits(max_top_k=20))  # doctest: +SKIP
     """
-    service = SearchService(engine, limits=limits, cross_encoder_name=cross_encoder_name, watch_s=watch_s)
+    service = SearchService(engine, limits=limits, reranker_names=reranker_names, watch_s=watch_s)
 
     @asynccontextmanager
     async def run_service(app: FastAPI) -> AsyncIterator[None]:

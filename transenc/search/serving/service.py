@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, cast
 
 from transenc.encoders import Encoder
@@ -33,12 +35,14 @@ class SearchService:
     """
 
     def __init__(
-        self, engine: SemanticSearch, *, limits: Limits, cross_encoder_name: str | None, watch_s: float
+        self, engine: SemanticSearch, *, limits: Limits, reranker_names: Sequence[str], watch_s: float
     ) -> None:
-        for model in (engine.encoder.model, engine.cross_encoder):
-            if model is not None:
-                _check_modalities(model)
-        self._engine, self._cross_encoder_name = engine, cross_encoder_name
+        for model in (engine.encoder.model, *engine.rerankers):
+            _check_modalities(model)
+        self._engine = engine
+        # as many as there are: one that was not named is told by its kind
+        kinds = [type(model).__name__ for model in engine.rerankers]
+        self._reranker_names = [PurePath(name).name for name in reranker_names] or kinds
         self.limits, self.telemetry = limits, Telemetry()
         self.stopping = self.cut_off = False
         description = describe_store(engine.store, dim=engine.encoder.dim)
@@ -74,12 +78,11 @@ class SearchService:
 
     def describe(self) -> dict[str, Any]:
         """What GET /info answers; names of models without the folders they are in."""
-        found, cross = self.description, self._engine.cross_encoder
-        name = (self._cross_encoder_name or "cross-encoder").rstrip("/").rpartition("/")[2]
+        found = self.description
         return {
             **found.facts,
             "encoder": found.encoder,
-            "cross_encoder": None if cross is None else name,
+            "rerankers": self._reranker_names,
             "hybrid": found.hybrid,
             "fields": found.fields,
             "limits": dataclasses.asdict(self.limits),

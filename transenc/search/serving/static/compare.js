@@ -41,7 +41,7 @@ export function drawMatches(place) {
 function makeScores({ bi, cross, aligned }) {
   const scores = [
     ["Bi-encoder", "cosine of two vectors, each sentence read alone", bi, "retrieved"],
-    ["Cross-encoder", cross === null ? "none is loaded" : "both sentences read at once", cross, "reranked"],
+    ["Reranker", cross === null ? "none is loaded" : "what orders the hits anew", cross, "reranked"],
     ["Tokens", "mean best match, both ways", aligned, "tokens-bar"],
   ];
   return make(

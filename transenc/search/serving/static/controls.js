@@ -8,7 +8,7 @@ const at = (id) => document.getElementById(id);
 /** Show what `state` says, as far as the server of `info` can do it; `filters` is what `showFilters` takes. */
 export function showControls(info, state, filters) {
   const { limits } = info;
-  at("rerank-group").hidden = info.cross_encoder === null;
+  at("rerank-group").hidden = !info.rerankers.length;
   at("hybrid-group").hidden = !info.hybrid;
   at("rerank").checked = state.rerank;
   at("hybrid").checked = state.hybrid;

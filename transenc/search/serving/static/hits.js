@@ -146,7 +146,7 @@ function makeScore(order, hit, hits, { hybrid }) {
       { class: "score", title: "Fused score: 0 is the average candidate" },
       make("b", {}, formatScore(hit.score, 2)),
       makeBar(best > least ? (hit.score - least) / (best - least) : 0, "reranked"),
-      make("small", {}, `cross ${formatScore(hit.rerank_score)}`),
+      make("small", {}, `rerank ${formatScore(hit.rerank_score)}`),
     );
   }
   const scale = hybrid ? Math.max(...hits.map((each) => each.retrieval_score), 1e-9) : 1;
@@ -183,7 +183,7 @@ function makeWhole(hit, keys) {
   appendMarked(text, after, keys);
   const facts = [
     ["retrieved", `${formatScore(hit.retrieval_score, 4)}, rank ${hit.retrieved_rank}`],
-    hit.rerank_score === null ? null : ["cross-encoder", formatScore(hit.rerank_score, 4)],
+    hit.rerank_score === null ? null : ["reranker", formatScore(hit.rerank_score, 4)],
     hit.rerank_score === null ? null : ["fused", `${formatScore(hit.score, 4)}, rank ${hit.rank}`],
   ];
   return [

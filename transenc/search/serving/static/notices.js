@@ -8,7 +8,7 @@ export function makeWelcome(info) {
   const facts = [
     ["Documents", describeCount(info)],
     ["Bi-encoder", info.encoder || "unknown"],
-    ["Cross-encoder", info.cross_encoder ?? "none loaded; hits come in the bi-encoder’s order"],
+    ["Reranker", info.rerankers.join(", ") || "none loaded; hits come in the bi-encoder’s order"],
     ["Index", describeKind(info)],
     ["Words", info.hybrid ? "indexed, for hybrid search" : "not indexed"],
     ["Filters", info.fields.length ? info.fields.map(({ key }) => key).join(", ") : "no metadata"],

@@ -123,7 +123,7 @@ async function search(signal) {
   if (!query.trim()) return showWelcome();
   const options = { signal, onBusy };
   const question = { query, top_k: topK, candidates, where, hybrid: hybrid && info.hybrid };
-  if (rerank && info.cross_encoder !== null && rerankTime > SLOW) {
+  if (rerank && info.rerankers.length && rerankTime > SLOW) {
     show(await post("search", { ...question, rerank: false }, options), true);
     await sleep(2 * PAUSE, signal);
   }
@@ -143,13 +143,13 @@ async function compare(signal) {
   }
   const found = await post("similarity", { sentence1: one, sentence2: two }, { signal, onBusy });
   showComparison(at("comparison"), found);
-  showLatency(at("compare-latency"), found.timings, { rerank: "cross-encoder" });
+  showLatency(at("compare-latency"), found.timings, { rerank: "reranker" });
   say("compare", "");
 }
 
 async function loadInfo(signal) {
   info = await getInfo({ signal, onBusy });
-  const parts = [`${info.documents.toLocaleString("en")} documents`, info.encoder, info.cross_encoder].filter(Boolean);
+  const parts = [`${info.documents.toLocaleString("en")} documents`, info.encoder, ...info.rerankers].filter(Boolean);
   at("facts").replaceChildren(...parts.map((part) => make("span", {}, part)));
   refreshControls();
 }
