@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from transenc.cli import main
 from transenc.pairs import read_pairs
+from transenc.targets import group_rows
 
 
 @pytest.fixture(scope="module")
@@ -89,31 +90,37 @@ def test_documents_give_asymmetric_pairs_and_the_text_says_so(
 
 
 @pytest.mark.parametrize("given", ["--sentences", "--corpus"])
-def test_lists_are_written_as_lists(
+def test_lists_are_written_as_pairs_of_the_same_list(
     capsys: pytest.CaptureFixture[str], files: Path, tiny_bi: Path, tmp_path: Path, given: str
 ) -> None:
     source = files / ("sentences.txt" if given == "--sentences" else "docs.jsonl")
-    output = tmp_path / "lists.jsonl"
-    arguments = ["--model", tiny_bi, given, source, "--lists", 4, "--near-duplicate", 1, "--output", output]
-    result = call_json(capsys, *arguments)
-    rows = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
-    assert result == {"output": str(output), "lists": len(rows), "size": 4}
-    assert {len({row["query"], *row["texts"]}) for row in rows} == {5}
-    parquet = tmp_path / "lists.parquet"
-    call_json(capsys, *arguments[:-1], parquet)
-    assert Dataset.from_parquet(str(parquet), cache_dir=str(tmp_path / "cache")).to_list() == rows
+    arguments = ["--model", tiny_bi, given, source, "--near-duplicate", 1]
+    outputs = [tmp_path / name for name in ("lists.tsv", "lists.parquet", "lists.jsonl")]
+    for flag, output in zip(("--lists", "--lists", "--list-size"), outputs, strict=True):
+        result = call_json(capsys, *arguments, flag, 4, "--output", output)
+        pairs = read_pairs(output)
+        lists = group_rows(pairs)
+        asymmetric = given == "--corpus"
+        assert result == {"output": str(output), "lists": len(lists), "size": 4, "asymmetric": asymmetric}
+        for rows in lists:
+            assert len({pairs["sentence1"][rows[0]], *(pairs["sentence2"][row] for row in rows)}) == 5
+    assert len({json.dumps(read_pairs(output).to_dict()) for output in outputs}) == 1
+    _, out, _ = call(capsys, *arguments, "--lists", 4, "--output", outputs[0])
+    assert out.splitlines() == [
+        f"{len(lists)} lists of a query and 4 texts, a pair a text, in {outputs[0]}",
+        f"next: transenc distill --pairs {outputs[0]}{' --asymmetric' if asymmetric else ''} ...",
+    ]
 
 
 @pytest.mark.parametrize(
     ("more", "found"),
     [
-        (["--output", "lists.tsv", "--lists", "4"], "expected an output named .jsonl or .parquet, found lists.tsv"),
         (["--output", "pairs.doc"], "pairs.doc: expected a file named .tsv"),
         (["--output", "p.tsv", "--bins", "0"], "bins must be 1 or more, found 0"),
         (["--output", "p.tsv", "--max-pairs", "1"], "max_pairs must be 2 or more, found 1"),
         (["--output", "p.tsv", "--seed", "-1"], "--seed must be 0 or more, found -1"),
         (["--output", "p.tsv", "--skip-empty"], "--skip-empty: only for --corpus"),
-        (["--output", "p.jsonl", "--lists", "1"], "at least 2 texts, found 1"),
+        (["--output", "p.jsonl", "--lists", "1"], "list_size must be 0, or 2 or more, found 1"),
         (["--output", "p.jsonl", "--max-sentences", "1"], "max_sentences: expected at least 2, found 1"),
     ],
 )

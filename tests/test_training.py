@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import math
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,16 +20,23 @@ from scenario import make_dataset
 from transformers import TrainerControl, TrainerState, set_seed
 
 from transenc import durable
-from transenc.checkpoints import LOSS_STATE, DistinctEmbeddings, best_checkpoint, newest_checkpoint, saved_step
-from transenc.config import BiTrainingSettings, BootstrapSettings, TrainingSettings
+from transenc.checkpoints import (
+    LOSS_STATE,
+    DistinctEmbeddings,
+    DistinctScores,
+    best_checkpoint,
+    newest_checkpoint,
+    saved_step,
+)
+from transenc.config import BiTrainingSettings, BootstrapSettings, CrossTrainingSettings, TrainingSettings
 from transenc.encoders import Encoder, load_bi_encoder, load_cross_encoder
 from transenc.errors import Interrupted, StateError
 from transenc.metrics import correlation
 from transenc.scoring import score_pairs
 from transenc.signals import StopRequest
+from transenc.targets import both_orders
 from transenc.training import (
     TrainingContext,
-    both_orders,
     group_by_length,
     train_bi_encoder,
     train_contrastive,
@@ -37,7 +45,7 @@ from transenc.training import (
 )
 
 BI = BiTrainingSettings(epochs=1, batch_size=8, learning_rate=5e-4, max_length=24)
-CROSS = TrainingSettings(epochs=1, batch_size=16, learning_rate=5e-4, max_length=40)
+CROSS = CrossTrainingSettings(epochs=1, batch_size=16, learning_rate=5e-4, max_length=40)
 RAW = BootstrapSettings(epochs=2, batch_size=8, learning_rate=5e-4, max_length=24)
 PAIRS = make_dataset(32, gold=True)
 
@@ -395,13 +403,85 @@ def test_embeddings_are_judged_once_training_has_begun(tiny_bi: Path) -> None:
     with torch.no_grad():
         for weight in model.parameters():
             weight.zero_()  # all vectors are 0
-    check = DistinctEmbeddings(["a cat", "a dog"])
+    check = DistinctEmbeddings(["a cat", "a dog"], model)
     control = TrainerControl(should_save=True)
     check.on_step_end(None, TrainerState(global_step=9, max_steps=100), control, model=model)
     with pytest.raises(StateError, match="alike after step 10"):
         check.on_step_end(None, TrainerState(global_step=10, max_steps=100), control, model=model)
     assert model.training
-    DistinctEmbeddings(["a cat"]).on_step_end(None, TrainerState(global_step=10, max_steps=10), control, model=model)
+    alone = DistinctEmbeddings(["a cat"], model)
+    alone.on_step_end(None, TrainerState(global_step=10, max_steps=10), control, model=model)
+
+
+@pytest.mark.parametrize(
+    ("labels", "rate", "reason"),
+    [
+        ([1.0] * 32, 5e-3, r"uniformity -0\.0\d+ of 64 different sentences, -1\.\d+ at the start"),
+        (None, 0.1, r"effective rank [23]\.\d+ of 64 different sentences, 1\d\.\d at the start"),
+    ],
+    ids=["labels all 1", "a huge learning rate"],
+)
+def test_a_student_that_loses_its_spread_stops(
+    labels: list[float] | None, rate: float, reason: str, training: Training
+) -> None:
+    training.settings = dataclasses.replace(BI, loss="mse", learning_rate=rate, epochs=2)
+    pairs = PAIRS if labels is None else PAIRS.remove_columns("score").add_column("score", labels)
+    with pytest.raises(
+        StateError, match=rf"^the embeddings have lost their spread after step \d \({reason}\)"
+    ) as error:
+        training.run(pairs)
+    assert error.value.exit_code == 3
+
+
+def test_the_spread_is_compared_with_the_start_also_after_a_resume(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[float] = []
+    watch = DistinctEmbeddings.__init__
+
+    def spy(self: DistinctEmbeddings, *arguments: Any) -> None:
+        watch(self, *arguments)
+        found.append(self.start["uniformity"])
+
+    monkeypatch.setattr(DistinctEmbeddings, "__init__", spy)
+    training.interrupt(monkeypatch, at="ckpt-00000002")
+    training.run()
+    assert len(found) == 2
+    assert found[0] == found[1]
+
+
+def test_a_cross_encoder_that_scores_all_pairs_alike_stops(tiny_bi: Path, tmp_path: Path) -> None:
+    training = Training(tiny_bi, tmp_path / "work", dataclasses.replace(CROSS, learning_rate=1.0))
+    with pytest.raises(
+        StateError, match=r"^all scores are alike after step 2 \(standard deviation \S+ over 32 .* 0\.27"
+    ):
+        training.run()
+    assert newest_checkpoint(training.work) is None
+
+
+def test_a_cross_encoder_that_hardly_separates_the_pairs_warns(
+    tiny_bi: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Training(tiny_bi, tmp_path / "healthy", CROSS).run()
+    assert "hardly" not in caplog.text
+    Training(tiny_bi, tmp_path / "work", dataclasses.replace(CROSS, learning_rate=0.1)).run()
+    assert re.search(
+        r"the cross-encoder hardly separates .* deviation 0\.00\d+ against 0\.27 of its labels", caplog.text
+    )
+
+
+def test_scores_are_not_judged_where_there_is_nothing_to_tell_apart(tiny_cross: Path) -> None:
+    model = load_cross_encoder(tiny_cross, device="cpu").train()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()  # all scores are 0.5
+    pairs, control = [("a cat", "a dog"), ("a cat", "a tree")], TrainerControl(should_save=True)
+    late, early = (TrainerState(global_step=step, max_steps=100) for step in (10, 9))
+    for labels, state in (([0.5, 0.5], late), ([0.1, 0.9], early)):
+        DistinctScores(pairs, labels).on_step_end(None, state, control, model=model)
+    with pytest.raises(StateError, match="all scores are alike after step 10"):
+        DistinctScores(pairs, [0.1, 0.9]).on_step_end(None, late, control, model=model)
+    assert model.training
 
 
 # ---- the best checkpoint on a dev set

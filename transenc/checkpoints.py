@@ -5,25 +5,32 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 from torch import Tensor, nn
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from transenc import durable
 from transenc.errors import StateError
 from transenc.losses import DecomposedContrastiveLoss
 from transenc.metrics import embedding_spread
+from transenc.scoring import score_pairs
 from transenc.signals import StopRequest
 
 logger = logging.getLogger(__name__)
 
 LOSS_STATE = "loss.safetensors"
 _ALIKE = 1e-4  # bfloat16 rounds a vector by 0.4 %, which takes 1e-5 off a cosine
+_KEPT = {"uniformity": 0.1, "effective_rank": 0.25}  # of the start's spread, or it is a collapse
+_EQUAL = 1e-5  # standard deviation of scores that differ by hardly more than rounding
+_NARROW = 0.2  # standard deviation of a cross-encoder's scores, as a share of that of its labels
 
 # The folder of a training holds `ckpt-<step>` (all that a resume needs), `best-<step>` (weights) and `trainer/`, where
 # the trainer writes; nothing there is read.
@@ -172,22 +179,26 @@ class FiniteNumbers(TrainerCallback):
 
 
 class DistinctEmbeddings(TrainerCallback):
-    """Stops where a checkpoint is due and the bi-encoder gives different sentences all the same vector.
+    """Stops where a checkpoint is due and the bi-encoder gives different sentences all the same vector, or nearly.
 
-    It looks at a few fixed sentences once a tenth of the steps is done. The vectors of a plain language model may all
-    point into one direction when training begins; one that has collapsed is beyond that: the mean cosine is above
-    0.9999, or all vectors are 0. Nothing is drawn at random, so the training goes on as if it had not looked.
+    It looks at a few fixed sentences, at the start and once a tenth of the steps is done. The vectors of a plain
+    language model may all point into one direction when training begins; one that has collapsed is beyond that: the
+    mean cosine is above 0.9999, or all vectors are 0, or of the start's uniformity less than a tenth is left, or of its
+    effective rank less than a quarter (healthy trainings kept 45 % and 75 % or more: docs/warnings.md). Nothing is
+    drawn at random, so the training goes on as if it had not looked.
 
     Args:
         sentences: different texts, two or more; with fewer nothing is looked at.
+        model: the bi-encoder before its training, also where that is resumed.
     """
 
-    def __init__(self, sentences: list[str]) -> None:
+    def __init__(self, sentences: list[str], model: SentenceTransformer) -> None:
         self.sentences = sentences
+        self.start = self._measure(model) if len(sentences) >= 2 else {}
 
     def on_step_end(self, args, state, control, model=None, **kwargs):  # type: ignore[no-untyped-def]
         """Look at the embeddings where the weights are about to be saved."""
-        if not control.should_save or len(self.sentences) < 2 or 10 * state.global_step < state.max_steps:
+        if not _is_due(state, control) or not self.start:
             return
         spread = self._measure(model)
         if spread["mean_cosine"] > 1 - _ALIKE or spread["effective_rank"] < 1:
@@ -196,15 +207,77 @@ class DistinctEmbeddings(TrainerCallback):
                 f"{len(self.sentences)} different sentences): the encoder has collapsed and training stopped; start "
                 "anew with a lower learning rate, more warm-up or another objective"
             )
+        for name, share in _KEPT.items():
+            before, now = self.start[name], spread[name]
+            if abs(now) < share * abs(before):
+                raise StateError(
+                    f"the embeddings have lost their spread after step {state.global_step} ({name.replace('_', ' ')} "
+                    f"{now:.3g} of {len(self.sentences)} different sentences, {before:.3g} at the start): the encoder "
+                    "is collapsing and training stopped; start anew with a lower learning rate or other labels"
+                )
 
     def _measure(self, model: SentenceTransformer) -> dict[str, float]:
-        training = model.training
-        try:
-            with torch.inference_mode():
-                vectors = model.encode(self.sentences, batch_size=len(self.sentences), show_progress_bar=False)
-        finally:
-            model.train(training)
+        with _as_it_was(model), torch.inference_mode():
+            vectors = model.encode(self.sentences, batch_size=len(self.sentences), show_progress_bar=False)
         return embedding_spread(vectors)
+
+
+class DistinctScores(TrainerCallback):
+    """Stops where a checkpoint is due and the cross-encoder scores different pairs all the same; warns of nearly.
+
+    It looks at a few fixed pairs once a tenth of the steps is done, and at the end, when it warns if the scores spread
+    less than a fifth as wide as the labels (healthy trainings reached 57 % or more, those on too few pairs 1 %:
+    docs/warnings.md). Pairs whose labels are all the same are not looked at.
+
+    Args:
+        pairs: different pairs of texts.
+        labels: of these pairs.
+        symmetric: whether both orders are scored.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[str, str]], labels: Sequence[float], *, symmetric: bool = True) -> None:
+        self.pairs = pairs
+        self.deviation = float(np.std(labels)) if len(labels) else 0.0
+        self.symmetric = symmetric
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):  # type: ignore[no-untyped-def]
+        """Look at the scores where the weights are about to be saved."""
+        if not _is_due(state, control) or self.deviation <= _EQUAL:
+            return
+        if (deviation := self._measure(model)) <= _EQUAL:
+            raise StateError(
+                f"all scores are alike after step {state.global_step} (standard deviation {deviation:.1e} over "
+                f"{len(self.pairs)} different pairs, {self.deviation:.2f} of their labels): the cross-encoder learns "
+                "nothing and training stopped; start anew with a lower learning rate or more warm-up"
+            )
+
+    def on_train_end(self, args, state, control, model=None, **kwargs):  # type: ignore[no-untyped-def]
+        """Say it if the scores are narrow, unless the training was interrupted."""
+        if self.deviation <= _EQUAL or state.global_step < state.max_steps:
+            return
+        if (deviation := self._measure(model)) < _NARROW * self.deviation:
+            logger.warning(
+                "the cross-encoder hardly separates the pairs: standard deviation %.2g against %.2g of its labels; "
+                "more pairs, more epochs or a higher learning rate may help", deviation, self.deviation
+            )  # fmt: skip
+
+    def _measure(self, model: CrossEncoder) -> float:
+        with _as_it_was(model):
+            return float(np.std(score_pairs(model, self.pairs, symmetric=self.symmetric), dtype=np.float64))
+
+
+def _is_due(state: TrainerState, control: TrainerControl) -> bool:
+    return control.should_save and 10 * state.global_step >= state.max_steps
+
+
+@contextmanager
+def _as_it_was(model: nn.Module) -> Iterator[None]:
+    """Training goes on in the mode it was in: inference turns dropout off."""
+    training = model.training
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def _find_best(work: Path) -> tuple[float, Path] | None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SENTENCES = ("sentence1", "sentence2")
+LIST = "list"
 OUTPUT_FORMATS = (".tsv", ".csv", ".jsonl", ".parquet")
 FEW_PAIRS = 10
 
@@ -73,7 +74,8 @@ def read_pairs(
     Files: ``.tsv`` (header, no quoting), ``.csv`` (header, RFC 4180 quoting, one record a line), ``.jsonl``
     (one object a line), ``.txt`` (``sentence1||sentence2`` lines without a header, as in the Trans-Encoder
     code; white space around a sentence is dropped), each also with ``.gz``; and ``.parquet``. Further columns
-    are ignored, a score column too unless it is asked for. Repeated pairs are kept and counted in a warning.
+    are ignored, a score column too unless it is asked for; but not "list", the whole number of the list that a
+    pair belongs to (`mining.flatten_lists`). Repeated pairs are kept and counted in a warning.
 
     Args:
         source: A path, a ``datasets.Dataset``, a list of ``(sentence1, sentence2)`` tuples (with `score`:
@@ -82,11 +84,12 @@ def read_pairs(
         columns: The names of the two sentence columns in the source.
         score: Also read the column "score".
         score_range: The smallest and the largest score allowed.
-        max_pairs: Keep a random sample of this many pairs, in their order in the source.
+        max_pairs: Keep a random sample of this many pairs, in their order in the source; of lists, whole ones.
         seed: Decides the sample.
 
     Returns:
-        A dataset with the string columns sentence1 and sentence2, and with `score` the float64 column score.
+        A dataset with the string columns sentence1 and sentence2, with `score` the float64 column score, and where
+        the source has lists the int64 column list.
 
     Raises:
         InputError: The source cannot be read, a row is unusable, there are fewer than two pairs, or all are
@@ -102,14 +105,16 @@ def read_pairs(
     if score:
         fields["score"] = Field("score", "score", *_check_range(score_range))
     _check_sample(max_pairs)
-    table = open_table(source, [field.name for field in fields.values()])
+    table = open_table(source, [field.name for field in fields.values()], optional=(LIST,))
+    if LIST in table.names:
+        fields[LIST] = Field(LIST, "label")
     values = _collect(table, fields)
     n = len(values["sentence1"])
     if n < 2:
         raise InputError(f"{table.place}: expected at least 2 pairs, found {n}; add sentence pairs")
     _check_variety(table.place, list(zip(values["sentence1"], values["sentence2"], strict=True)))
     if max_pairs is not None and max_pairs < n:
-        kept = sorted(random.Random(seed).sample(range(n), max_pairs))
+        kept = _sample_rows(values.get(LIST, range(n)), max_pairs, seed)
         values = {name: [column[i] for i in kept] for name, column in values.items()}
     return make_dataset(values)
 
@@ -181,7 +186,7 @@ def read_table(
 
 
 def make_dataset(columns: Mapping[str, Sequence[Any]]) -> Dataset:
-    """Return a dataset whose columns have plain types: float64 "score", int64 "label", string otherwise.
+    """Return a dataset whose columns have plain types: float64 "score", int64 "label" and "list", string otherwise.
 
     Readers of different formats give different string types, which do not concatenate; these do.
 
@@ -191,7 +196,7 @@ def make_dataset(columns: Mapping[str, Sequence[Any]]) -> Dataset:
     """
     from datasets import Dataset, Features, Value
 
-    types = {"score": "float64", "label": "int64"}
+    types = {"score": "float64", "label": "int64", LIST: "int64"}
     features = Features({name: Value(types.get(name, "string")) for name in columns})
     return Dataset.from_dict({name: list(values) for name, values in columns.items()}, features=features)
 
@@ -378,6 +383,21 @@ def _check_sample(max_pairs: int | None) -> None:
         raise TypeError(f"max_pairs: expected a whole number, found {max_pairs!r}")
     if max_pairs < 2:
         raise InputError(f"max_pairs: expected at least 2, found {max_pairs}")
+
+
+def _sample_rows(lists: Sequence[int], limit: int, seed: int) -> list[int]:
+    """Rows of a random sample of the lists, as many as make up no more than `limit` rows, but at least one."""
+    rows: dict[int, list[int]] = {}
+    for row, number in enumerate(lists):
+        rows.setdefault(number, []).append(row)
+    rng = random.Random(seed)
+    if len(rows) == len(lists):  # pairs, each its own list
+        return sorted(rng.sample(range(len(lists)), limit))
+    kept: list[int] = []
+    for number in rng.sample(list(rows), len(rows)):
+        if not kept or len(kept) + len(rows[number]) <= limit:
+            kept += rows[number]
+    return sorted(kept)
 
 
 def _check_variety(place: str, pairs: list[tuple[str, str]]) -> None:

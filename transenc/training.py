@@ -6,6 +6,7 @@ the best checkpoint on a dev set, a progress bar on stderr.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,14 +26,13 @@ from sentence_transformers import (
 )
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.sampler import DefaultBatchSampler
-from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
-from sentence_transformers.sentence_transformer.losses import AnglELoss, CoSENTLoss, CosineSimilarityLoss
-from transformers import PrinterCallback, ProgressCallback, TrainerState, set_seed
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from transenc import durable
 from transenc.checkpoints import (
     DistinctEmbeddings,
+    DistinctScores,
     FiniteNumbers,
     SealedCheckpoints,
     best_checkpoint,
@@ -40,7 +40,7 @@ from transenc.checkpoints import (
     newest_checkpoint,
     saved_step,
 )
-from transenc.config import BiTrainingSettings, BootstrapSettings, TrainingSettings
+from transenc.config import BiTrainingSettings, BootstrapSettings, CrossTrainingSettings, TrainingSettings
 from transenc.encoders import Encoder
 from transenc.errors import InputError, StateError
 from transenc.metrics import correlation
@@ -48,9 +48,9 @@ from transenc.model_cards import save_model
 from transenc.objectives import build_objective
 from transenc.scoring import cut_texts, score_pairs
 from transenc.signals import StopRequest
+from transenc.targets import Target, build_bi_target, build_cross_target
 
 _PROBE = 64  # texts that are looked at for collapse, and tokens of each
-LOSSES = {"mse": CosineSimilarityLoss, "cosent": CoSENTLoss, "angle": AnglELoss}
 
 
 @dataclass(frozen=True)
@@ -80,20 +80,27 @@ class TrainingContext:
 
 
 def train_bi_encoder(
-    model: SentenceTransformer, pairs: Dataset, *, settings: BiTrainingSettings, context: TrainingContext
+    model: SentenceTransformer,
+    pairs: Dataset,
+    *,
+    settings: BiTrainingSettings,
+    context: TrainingContext,
+    peer: SentenceTransformer | None = None,
 ) -> list[dict[str, Any]]:
     """Fit the cosine of `model` to the `score` of the pairs, in place (Trans-Encoder section 3, step 4).
 
     Args:
         model: float32 weights; left with the best dev checkpoint when the context asks for it.
-        pairs: columns sentence1, sentence2, score in [0, 1].
-        settings: how to train; the model's maximum length becomes theirs.
+        pairs: columns sentence1, sentence2, score in [0, 1], for losses on lists perhaps list (`targets.group_rows`).
+        settings: how to train, see `targets.build_bi_target`; the model's maximum length becomes theirs.
         context: scratch folder, seed, precision, dev set.
+        peer: whose geometry is kept where the settings ask for it; None: that of `model` as it is now.
 
     Returns:
         The trainer's log: one dict a step with `loss`, `grad_norm`, `learning_rate`, or dev metrics.
 
     Raises:
+        InputError: a loss on lists, but hardly any lists.
         StateError: a loss or gradient is not finite. Interrupted: a signal came; a checkpoint is saved.
 
     Example:
@@ -101,29 +108,26 @@ def train_bi_encoder(
         >>> train_bi_encoder.__name__, BiTrainingSettings(epochs=2).loss
         ('train_bi_encoder', 'cosent')
     """
-    return _train(
-        model, _check_labels(pairs), LOSSES[settings.loss](model), SentenceTransformerTrainer,
-        SentenceTransformerTrainingArguments, settings, context,
-    )  # fmt: skip
+    target = build_bi_target(model, _check_labels(pairs), settings=settings, peer=peer)
+    return _train_on(
+        target, model, SentenceTransformerTrainer, SentenceTransformerTrainingArguments, settings, context, pairs
+    )
 
 
 def train_cross_encoder(
-    model: CrossEncoder, pairs: Dataset, *, settings: TrainingSettings, context: TrainingContext
+    model: CrossEncoder, pairs: Dataset, *, settings: CrossTrainingSettings, context: TrainingContext
 ) -> list[dict[str, Any]]:
-    """Fit the sigmoid of `model`'s logit to the `score` by binary cross-entropy, in place (Trans-Encoder, step 2).
+    """Fit the sigmoid of `model`'s logit to the `score`, in place (Trans-Encoder section 3, step 2).
 
-    Symmetric pairs are seen in both orders. Arguments, result and errors as for `train_bi_encoder`.
+    Symmetric pairs are seen in both orders, lists in theirs; see `targets.build_cross_target`. Arguments, result and
+    errors as for `train_bi_encoder`.
 
     Example:
         >>> train_cross_encoder.__name__
         'train_cross_encoder'
     """
-    if context.symmetric:
-        pairs = both_orders(pairs)
-    return _train(
-        model, _check_labels(pairs), BinaryCrossEntropyLoss(model), CrossEncoderTrainer, CrossEncoderTrainingArguments,
-        settings, context,
-    )  # fmt: skip
+    target = build_cross_target(model, _check_labels(pairs), settings=settings, symmetric=context.symmetric)
+    return _train_on(target, model, CrossEncoderTrainer, CrossEncoderTrainingArguments, settings, context, pairs)
 
 
 def train_contrastive(
@@ -179,12 +183,6 @@ def check_sentences(sentences: Sequence[str]) -> list[str]:
     return texts
 
 
-def both_orders(pairs: Dataset) -> Dataset:
-    """The pairs followed by the same pairs with their sentences exchanged."""
-    first, second, score = (list(pairs[name]) for name in ("sentence1", "sentence2", "score"))
-    return Dataset.from_dict({"sentence1": first + second, "sentence2": second + first, "score": score + score})
-
-
 def train_steps(rows: int, settings: TrainingSettings) -> int:
     """Number of optimizer steps over `rows` examples."""
     return math.ceil(math.ceil(rows / settings.batch_size) * settings.epochs)
@@ -198,9 +196,15 @@ def group_by_length(
     generator: torch.Generator | None = None,
     seed: int = 0,
 ) -> DefaultBatchSampler:
-    """A batch sampler (the `batch_sampler` hook of the trainers) of random batches with similar text lengths."""
-    texts = zip(dataset["sentence1"], dataset["sentence2"], strict=True)
-    lengths = [len(first) + len(second) for first, second in texts]
+    """A batch sampler (the `batch_sampler` hook of the trainers) of random batches with similar text lengths.
+
+    The length of a row is that of its longest pair; its texts are columns sentence1, sentence2, ..., or sentences.
+    """
+    first, *others = (dataset[name] for name in dataset.column_names if name.startswith("sentence"))
+    lengths = [
+        len(text) + max(map(len, rest[0] if isinstance(rest[0], list) else rest))
+        for text, rest in zip(first, zip(*others, strict=True), strict=True)
+    ]
     return DefaultBatchSampler(
         _LengthGroupedSampler(batch_size, lengths=lengths, generator=torch.Generator(), seed=seed),
         batch_size=batch_size,
@@ -228,7 +232,7 @@ class _LengthGroupedSampler(LengthGroupedSampler):
 
 
 def _check_labels(pairs: Dataset) -> Dataset:
-    pairs = pairs.select_columns(["sentence1", "sentence2", "score"]).cast_column("score", Value("float32"))
+    pairs = pairs.cast_column("score", Value("float32"))
     if not all(math.isfinite(value) for value in pairs["score"]):
         raise StateError("a label is not finite; training would turn every weight into NaN")
     return pairs
@@ -248,12 +252,34 @@ def _check_tokens(model: SentenceTransformer, texts: list[str], limit: int) -> N
     )
 
 
-def _choose_probe(model: SentenceTransformer, rows: Dataset) -> list[str]:
-    """Up to 64 texts from all over the training set that differ to the model: in their tokens."""
+def _watch_collapse(model: Encoder, rows: Dataset, context: TrainingContext) -> TrainerCallback:
+    """The check of this form, on some of the training set."""
     some = rows.select(range(0, len(rows), max(1, len(rows) // _PROBE)))
+    if isinstance(model, SentenceTransformer):
+        return DistinctEmbeddings(_choose_probe(model, some), model)
+    pairs = zip(some["sentence1"], some["sentence2"], strict=True)
+    labels = dict(zip(pairs, some["score"], strict=True))
+    return DistinctScores(list(labels), list(labels.values()), symmetric=context.symmetric)
+
+
+def _choose_probe(model: SentenceTransformer, some: Dataset) -> list[str]:
+    """Up to 64 texts that differ to the model: in their tokens."""
     texts = cut_texts([*some["sentence1"], *some["sentence2"]], _PROBE)
     tokens = model.tokenizer(texts, truncation=True, max_length=model.max_seq_length)["input_ids"]
     return list({tuple(ids): text for ids, text in zip(tokens, texts, strict=True)}.values())[:_PROBE]
+
+
+def _train_on(
+    target: Target,
+    model: Encoder,
+    trainer_class: type,
+    arguments_class: type,
+    settings: TrainingSettings,
+    context: TrainingContext,
+    probe: Dataset,
+) -> list[dict[str, Any]]:
+    settings = dataclasses.replace(settings, batch_size=target.batch_size)
+    return _train(model, target.rows, target.loss, trainer_class, arguments_class, settings, context, probe)
 
 
 def _train(
@@ -264,6 +290,7 @@ def _train(
     arguments_class: type,
     settings: TrainingSettings,
     context: TrainingContext,
+    probe: Dataset | None = None,
 ) -> list[dict[str, Any]]:
     choosing = context.dev is not None and context.eval_steps > 0
     arguments = arguments_class(
@@ -300,8 +327,7 @@ def _train(
     durable.remove_temporaries(context.work)
     # in this order: a checkpoint that a signal asks for is looked at as well
     callbacks = [SealedCheckpoints(context.work, context.stop, loss), FiniteNumbers(context.work), TrainingProgress()]
-    if isinstance(model, SentenceTransformer):
-        callbacks.append(DistinctEmbeddings(_choose_probe(model, rows)))
+    callbacks.append(_watch_collapse(model, rows if probe is None else probe, context))
     trainer = trainer_class(
         model=model,
         args=arguments,

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from transenc.corpus import Document
 
-_FLAT = (".tsv", ".csv")  # formats without lists
-
 
 def add_mine(verbs: Any) -> None:
     """Add the command `mine` to the parser's verbs."""
@@ -48,7 +46,7 @@ def add_mine(verbs: Any) -> None:
         help="documents, as for index: asymmetric pairs of a query and a sentence of a document",
     )
     verb.add_argument("--output", required=True, help="file to write: .tsv, .csv, .jsonl or .parquet")
-    verb.add_argument("--lists", type=int, metavar="K", help="write queries with K texts each (.jsonl or .parquet)")
+    verb.add_argument("--lists", dest="set_list-size", type=int, metavar="N", help="the same as --list-size")
     verb.add_argument("--max-sentences", type=int, metavar="N", help="begin with N sentences, sampled by the seed")
     verb.add_argument("--skip-empty", action="store_true", help="leave out documents without text, and count them")
     verb.add_argument("--seed", type=int, default=2021, help="decides what is drawn (2021)")
@@ -60,7 +58,7 @@ def _mine(arguments: argparse.Namespace) -> str:
     _check_flags(arguments)
     settings = changed_settings(MiningSettings(), arguments)
     quiet_libraries()
-    from transenc.mining import mine_corpus, mine_lists, mine_pairs
+    from transenc.mining import flatten_lists, mine_corpus, mine_lists, mine_pairs
     from transenc.pairs import check_writable, write_pairs
 
     check_writable(arguments.output)
@@ -70,11 +68,11 @@ def _mine(arguments: argparse.Namespace) -> str:
         "settings": settings, "seed": arguments.seed, "batch_tokens": arguments.batch_tokens, "progress": True,
     }  # fmt: skip
     result: dict[str, Any] = {"output": arguments.output}
-    if arguments.lists is not None:
-        lists = mine_lists(model, texts, size=arguments.lists, **options)
-        write_pairs(arguments.output, lists)
-        result |= {"lists": len(lists), "size": arguments.lists}
-        return to_json(result) if arguments.json else f"{len(lists)} lists of {arguments.lists} in {arguments.output}"
+    if settings.list_size:
+        lists = mine_lists(model, texts, size=settings.list_size, **options)
+        write_pairs(arguments.output, flatten_lists(lists))
+        result |= {"lists": len(lists), "size": settings.list_size, "asymmetric": arguments.corpus is not None}
+        return to_json(result) if arguments.json else "\n".join([_count_lists(result), _advise(result)])
     pairs = mine_corpus(model, texts, **options) if arguments.corpus else mine_pairs(model, texts, **options)
     write_pairs(arguments.output, pairs)
     result |= {"pairs": len(pairs), "asymmetric": arguments.corpus is not None, **_count(pairs, settings.bins)}
@@ -82,9 +80,6 @@ def _mine(arguments: argparse.Namespace) -> str:
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
-    suffix = Path(arguments.output).suffix
-    if arguments.lists is not None and suffix in _FLAT:
-        raise InputError(f"--lists: expected an output named .jsonl or .parquet, found {arguments.output}; rename it")
     if arguments.seed < 0:
         raise InputError(f"--seed must be 0 or more, found {arguments.seed}")
     if arguments.corpus is None and arguments.skip_empty:
@@ -167,7 +162,15 @@ def _describe(result: dict[str, Any]) -> str:
         {"cosine of the kept pairs": f"{row['from']:.3f} to {row['to']:.3f}", "pairs": row["pairs"]}
         for row in result["bins"]
     ]
-    flag = " --asymmetric" if result["asymmetric"] else ""
     kind = "pairs of a query and a sentence that may answer it" if result["asymmetric"] else "pairs"
     lines = [format_table(bins), "", format_table(sources), "", f"{result['pairs']} {kind} in {result['output']}"]
-    return "\n".join([*lines, f"next: transenc distill --pairs {result['output']}{flag} ..."])
+    return "\n".join([*lines, _advise(result)])
+
+
+def _count_lists(result: dict[str, Any]) -> str:
+    return f"{result['lists']} lists of a query and {result['size']} texts, a pair a text, in {result['output']}"
+
+
+def _advise(result: dict[str, Any]) -> str:
+    flag = " --asymmetric" if result["asymmetric"] else ""
+    return f"next: transenc distill --pairs {result['output']}{flag} ..."

@@ -20,6 +20,7 @@ from transenc.mining.candidates import draw_ranks, encode_sentences, open_scratc
 from transenc.mining.cleaning import find_neighbours
 from transenc.mining.library import Library
 from transenc.mining.sentences import clean_sentences
+from transenc.pairs import make_dataset
 from transenc.search.vector_index import VectorIndex, choose_kind
 
 logger = logging.getLogger(__name__)
@@ -95,6 +96,26 @@ def mine_lists(
     features = Features({"query": Value("string"), "texts": List(Value("string"))})
     columns = {"query": [lists[row][0] for row in order], "texts": [lists[row][1] for row in order]}
     return Dataset.from_dict(columns, features)
+
+
+def flatten_lists(lists: Dataset) -> Dataset:
+    """Lists as pairs, to be labelled: a row for each text of a list.
+
+    Args:
+        lists: What `mine_lists` gives: query, and texts, a list of strings.
+
+    Returns:
+        Rows with sentence1 (the query), sentence2 (the text) and list (int64, the number of the list).
+
+    Example:
+        >>> lists = Dataset.from_dict({"query": ["a", "d"], "texts": [["b", "c"], ["e"]]})
+        >>> flatten_lists(lists).to_dict()
+        {'sentence1': ['a', 'a', 'd'], 'sentence2': ['b', 'c', 'e'], 'list': [0, 0, 1]}
+    """
+    rows = [(query, text, i) for i, (query, texts) in enumerate(zip(lists["query"], lists["texts"], strict=True))
+            for text in texts]  # fmt: skip
+    columns = zip(*rows, strict=True) if rows else ((), (), ())
+    return make_dataset(dict(zip(("sentence1", "sentence2", "list"), columns, strict=True)))
 
 
 def _list_sentences(
