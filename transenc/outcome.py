@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transenc import durable
-from transenc.config import DistillConfig
+from transenc.config import CRITERIA, DistillConfig
+from transenc.criteria import MARGIN
 from transenc.errors import StateError
 from transenc.run import Run, verify_run
 
@@ -17,6 +20,17 @@ logger = logging.getLogger(__name__)
 
 MAX_AUTO_CYCLES = 10
 RISE = 0.1  # `cycles: auto` goes on while the criterion (x100) rises by more than this
+DEFAULT = "cautious"  # the criterion without labels that docs/choice.md found best
+WORDS = {
+    "cautious": "stability near the start, token alignment away from it",
+    "alignment": "agreement with the start's token alignment",
+    "agreement": "agreement with the teachers fixed before the first cycle",
+    "views": "stability under changed texts",
+    "uniformity": "alignment and uniformity",
+    "rank": "effective rank of the embeddings",
+    "previous": "agreement with the labels before",
+    "cross": "agreement with the cycle's cross-encoder",
+}
 LINKS = {"bi": "best/bi-encoder", "cross": "best/cross-encoder"}
 
 
@@ -29,7 +43,7 @@ class DistillResult:
         bi_encoders: the bi-encoders of the chosen cycle, the chosen one first.
         cross_encoders: the cross-encoders of the chosen cycle (of the best one when the start won), likewise.
         best: `{"bi": {"path", "backbone", "cycle", "score"}, "cross": {...}, "criterion", "start_won"}`; scores
-            x100 or None.
+            x100 or None. By a criterion without labels also `compared`, see `choose_best`.
         history: a dict a cycle, the start first: `{"cycle", "bi": [...], "cross": [...], "agreement"}`.
 
     Example:
@@ -45,11 +59,22 @@ class DistillResult:
     history: tuple[dict[str, Any], ...]
 
 
+def choosing_by(config: DistillConfig, *, has_dev: bool) -> str:
+    """What chooses: `dev`, `last`, `start` or one of the criteria without labels.
+
+    Example:
+        >>> choosing_by(DistillConfig(), has_dev=True), choosing_by(DistillConfig(), has_dev=False)
+        ('dev', 'cautious')
+    """
+    return config.select if config.select != "auto" else "dev" if has_dev else DEFAULT
+
+
 def wants_cycle(history: list[dict[str, Any]], config: DistillConfig, *, has_dev: bool) -> bool:
     """Whether another cycle is to follow those in `history`.
 
-    With `cycles: auto` one follows while the criterion rises: the best dev score of a cycle's bi-encoders, without a
-    dev set the Spearman between the labels of both forms.
+    With `cycles: auto` one follows while what chooses rises: the best dev score of a cycle's bi-encoders, or what they
+    gain on their starts by a criterion without labels; for `last` and `start` the Spearman between the labels of both
+    forms.
 
     Example:
         >>> wants_cycle([{"cycle": 0}], DistillConfig(cycles=1), has_dev=False)
@@ -60,16 +85,26 @@ def wants_cycle(history: list[dict[str, Any]], config: DistillConfig, *, has_dev
         return done < config.cycles
     if done == 0 or done >= MAX_AUTO_CYCLES:
         return done == 0
-    *values, last = [_criterion(entry, has_dev) for entry in history]
+    by = choosing_by(config, has_dev=has_dev)
+    *values, last = [_criterion(entry, by) for entry in history]
     before = max((value for value in values if value is not None), default=None)
     return last is not None and (before is None or last - before > RISE)
 
 
 def choose_best(history: list[dict[str, Any]], config: DistillConfig, *, has_dev: bool) -> dict[str, Any]:
-    """The best model of each form: by dev Spearman, of which the start's counts too, or the last cycle's.
+    """The best model of each form.
+
+    By dev Spearman the best of all, the start included. By a criterion without labels the trained bi-encoder with the
+    highest figure among those that exceed their own start, or else the start (of several the one with the highest
+    figure), and the cross-encoder of the best trained one's cycle, whether it is taken or not.
+
+    Returns:
+        `criterion`, `bi` and `cross` (the models with their `cycle`), `start_won`, and for a criterion without labels
+        `compared`: `{"start", "trained", "cycle"}`, its figures for the best trained bi-encoder and that one's start;
+        None where they are undefined.
 
     Raises:
-        StateError: the dev Spearman decides and is undefined for every model of a form.
+        StateError: what is to decide is undefined for every model of a form, or was not recorded.
 
     Example:
         >>> start = {"backbone": 0, "path": "stages/c00-00-start/model-0", "score": 80.0}
@@ -77,22 +112,46 @@ def choose_best(history: list[dict[str, Any]], config: DistillConfig, *, has_dev
         >>> choose_best(history, DistillConfig(), has_dev=True)["start_won"]
         True
     """
-    by_dev = config.select == "dev" or (config.select == "auto" and has_dev)
-    best: dict[str, Any] = {"criterion": "dev" if by_dev else "last"}
-    for form in LINKS:
-        candidates = [{**model, "cycle": entry["cycle"]} for entry in history for model in _models(entry, form)]
-        if by_dev:
-            defined = [model for model in candidates if model["score"] is not None]
-            if not defined:
-                raise StateError(
-                    f"the dev Spearman of every {form}-encoder is undefined ({candidates[0].get('reason')}); nothing "
-                    "can be chosen: start anew with another dev set or with --select last"
-                )
-            best[form] = max(defined, key=lambda model: model["score"])  # the earliest of equals: the start first
-        else:
-            best[form] = next(model for model in candidates if model["cycle"] == history[-1]["cycle"])
+    by = choosing_by(config, has_dev=has_dev)
+    candidates = {form: [{**m, "cycle": e["cycle"]} for e in history for m in _models(e, form)] for form in LINKS}
+    if config.student is not None:  # the other backbones only teach
+        candidates["bi"] = [model for model in candidates["bi"] if model["backbone"] == config.student]
+    best: dict[str, Any] = {"criterion": by}
+    if by == "dev":
+        best.update({form: _best_on_dev(models, form) for form, models in candidates.items()})
+    elif by in CRITERIA:
+        best.update(_best_by_criterion(candidates, by))
+    else:
+        last = {form: [m for m in models if m["cycle"] == history[-1]["cycle"]] for form, models in candidates.items()}
+        best.update({form: models[0] for form, models in last.items()})
+        if by == "start":
+            best["bi"] = candidates["bi"][0]
     best["start_won"] = best["bi"]["cycle"] == 0
     return best
+
+
+def explain_choice(best: Mapping[str, Any]) -> str:
+    """What chose, and why, in words; `best` is what `choose_best` gave.
+
+    Example:
+        >>> compared = {"start": 0.83, "trained": 0.71, "cycle": 1}
+        >>> explain_choice({"criterion": "views", "bi": {"cycle": 0}, "compared": compared})
+        'start kept: the stability under changed texts (views) fell from 0.830 to 0.710 in cycle 1'
+    """
+    by = best["criterion"]
+    if by not in WORDS:
+        taken = f"cycle {best['bi']['cycle']}" if best["bi"]["cycle"] else "the start"
+        told = {"last": "the last cycle was taken", "start": "the start was kept, as asked"}
+        return told.get(by, f"{taken} was taken, the best on the dev set")
+    compared, what = best["compared"], f"the {WORDS[by]} ({by})"
+    before, after = compared["start"], compared["trained"]
+    if before is None:
+        return f"start kept: {what} is undefined"
+    change = f"from {before:.3f} to {after:.3f} in cycle {compared['cycle']}"
+    if best["bi"]["cycle"]:
+        return f"cycle {compared['cycle']} taken: {what} rose {change}"
+    verb = "fell" if after < before else "rose too little," if after > before else "stayed,"
+    return f"start kept: {what} {verb} {change}"
 
 
 def publish_outcome(run: Run, history: list[dict[str, Any]], config: DistillConfig, *, has_dev: bool) -> DistillResult:
@@ -161,7 +220,54 @@ def _models(entry: dict[str, Any], form: str) -> list[dict[str, Any]]:
     return [model for model in entry[form] if "/model-" in model["path"]]
 
 
-def _criterion(entry: dict[str, Any], has_dev: bool) -> float | None:
-    if not has_dev:
+def _best_on_dev(models: list[dict[str, Any]], form: str) -> dict[str, Any]:
+    defined = [model for model in models if model["score"] is not None]
+    if not defined:
+        raise StateError(
+            f"the dev Spearman of every {form}-encoder is undefined ({models[0].get('reason')}); nothing "
+            "can be chosen: start anew with another dev set or with --select last"
+        )
+    return max(defined, key=lambda model: model["score"])  # the earliest of equals: the start first
+
+
+def _best_by_criterion(candidates: dict[str, list[dict[str, Any]]], by: str) -> dict[str, Any]:
+    starts = {model["backbone"]: model for model in reversed(candidates["bi"]) if model["cycle"] == 0}
+    trained = [model for model in candidates["bi"] if model["cycle"]]
+    if any("criteria" not in model for model in trained):
+        raise StateError(f"the run recorded no criterion without labels; start anew, or with --select last (not {by})")
+    figures = {model["path"]: model["criteria"][by] for model in trained if model["criteria"][by] is not None}
+    judged = [model for model in trained if model["path"] in figures]
+    cautious = by == "cautious"  # it has its margin already, and two measures, of which only the gains compare
+    gained = [model for model in judged if _gain(figures[model["path"]]) > (0 if cautious else MARGIN)]
+
+    def rate(model: dict[str, Any]) -> float:
+        figure = figures[model["path"]]
+        return _gain(figure) if cautious else figure["trained"]
+
+    first = max(gained or judged, key=rate, default=trained[-1])  # the earliest of equals
+    before = {model["backbone"]: figures[model["path"]]["start"] for model in judged}
+    start = starts[max(sorted(starts), key=lambda i: before.get(i, -math.inf))]
+    crosses = [model for model in candidates["cross"] if model["cycle"] == first["cycle"]]
+    return {
+        "bi": first if gained else start,
+        "cross": next((model for model in crosses if model["backbone"] == first["backbone"]), crosses[0]),
+        "compared": {"start": None, "trained": None, **figures.get(first["path"], {}), "cycle": first["cycle"]},
+    }
+
+
+def _gain(figure: dict[str, float]) -> float:
+    return figure["trained"] - figure["start"]
+
+
+def _criterion(entry: dict[str, Any], by: str) -> float | None:
+    models = _models(entry, "bi")
+    if by == "dev":
+        values = [model["score"] for model in models]
+    elif by not in CRITERIA:
         return entry["agreement"]
-    return max((model["score"] for model in _models(entry, "bi") if model["score"] is not None), default=None)
+    elif not entry["cycle"]:
+        return 0.0
+    else:
+        figures = [model.get("criteria", {}).get(by) for model in models]
+        values = [None if figure is None else 100 * _gain(figure) for figure in figures]
+    return max((value for value in values if value is not None), default=None)

@@ -303,12 +303,12 @@ def _describe_fork(source: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(
                 f"{source}: a fork keeps the {key}, found {'; '.join(changes)}; start a run without --fork"
             )
-    same_dev = recorded.get("dev") == identity.get("dev")
     old, new = recorded.get("config", {}), identity.get("config", {})
+    same_choice = recorded.get("dev") == identity.get("dev") and old.get("select") == new.get("select")
     stages = {}
     for stage in sorted((source / "stages").glob("c*")):
         section = stage.name.rpartition("-")[2]  # a stage that is named like a section of the settings depends on it
-        if old.get(section) == new.get(section) and (same_dev or section != "evaluate"):
+        if old.get(section) == new.get(section) and (same_choice or section != "evaluate"):
             stages[stage.name] = durable.directory_digest(stage)
     return {"run": str(source), "stages": stages}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from transenc.config import CRITERIA
 from transenc.report.blocks import (
     Cell,
     Document,
@@ -77,7 +78,29 @@ def _scores(facts: Facts) -> Section:
         "rises by construction. `last`: the last checkpoint beside one that the dev set chose."
     )
     blocks.append(drop_empty(Table(caption, columns, rows)))
+    if judged := [model for model in named if model["criteria"]]:
+        blocks.append(_criteria(judged))
     return Section("Did it help", blocks)
+
+
+def _criteria(models: list[dict[str, Any]]) -> Table:
+    rows = [
+        [
+            Cell(model["name"], strong=model["chosen"]),
+            *(
+                cell
+                for found in (model["criteria"][name] or {} for name in CRITERIA)
+                for cell in (number(found.get("trained"), digits=3), number(found.get("start"), digits=3))
+            ),
+        ]
+        for model in models
+    ]
+    caption = (
+        "What a choice without labels can go by, on a sample of the pairs (see docs/choice.md): each trained "
+        "bi-encoder and, beside it, its own start. Higher is better, but a figure may rise for other reasons."
+    )
+    columns = ("model", *(text for name in CRITERIA for text in (name, "start")))
+    return drop_empty(Table(caption, columns, rows))
 
 
 def _labels(facts: Facts) -> Section:
@@ -101,9 +124,8 @@ def _labels(facts: Facts) -> Section:
         [Cell(entry["stage"]), Cell(f"{entry['first']} and {entry['second']}"), number(entry["spearman"])]
         for entry in facts["agreement"]
     ]
-    blocks: list[str | Table | Figures] = [
-        Figures("How many pairs have which label, on one scale for all stages.", figures), table,
-    ]  # fmt: skip
+    blocks: list[str | Table | Figures] = [f"Warning: {finding['text']}" for finding in facts["warnings"]]
+    blocks += [Figures("How many pairs have which label, on one scale for all stages.", figures), table]
     if agreement:
         columns = ("stage", "teachers", "Spearman")
         blocks.append(Table("Agreement of every two teachers of a stage, Spearman x 100.", columns, agreement))

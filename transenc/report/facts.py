@@ -14,6 +14,7 @@ from transenc.benchmarks import STS_TASKS, find_folders, load_benchmark
 from transenc.errors import InputError
 from transenc.evaluation import resample_spearman
 from transenc.pairs import count_overlap
+from transenc.planning import stage_name
 from transenc.report.blocks import show_text
 from transenc.report.labels import describe_labels, read_label_stages
 from transenc.report.statistics import bin_means, interval
@@ -36,10 +37,10 @@ def read_facts(run: str | os.PathLike[str], *, data: str | os.PathLike[str] | No
         data: where the STS test files are whose overlap with the pairs is counted; None: `$TRANSENC_DATA`, if set.
 
     Returns:
-        Plain JSON: `run`, `complete`, `pairs`, `verdict`, `best`, `models`, `cycles`, `agreement`, `labels`,
-        `calibration`, `moved`, `stability`, `stages`, `seconds`, `tokens`, `losses`, `overlap`, `settings`, `inputs`,
-        `data`, `machine`, `versions`. Correlations are x 100, undefined ones None. `seconds` and `tokens` are those of
-        the run's own stages; None where one of them is not known.
+        Plain JSON: `run`, `complete`, `pairs`, `verdict`, `best`, `models`, `cycles`, `warnings`, `agreement`,
+        `labels`, `calibration`, `moved`, `stability`, `stages`, `seconds`, `tokens`, `losses`, `overlap`, `settings`,
+        `inputs`, `data`, `machine`, `versions`. Correlations are x 100, undefined ones None. `seconds` and `tokens`
+        are those of the run's own stages; None where one of them is not known.
 
     Raises:
         InputError: not a run. StateError: a file of the run is damaged.
@@ -70,6 +71,7 @@ def read_facts(run: str | os.PathLike[str], *, data: str | os.PathLike[str] | No
         "best": best,
         "models": models,
         "cycles": [{"cycle": entry["cycle"], "agreement": entry["agreement"]} for entry in history],
+        "warnings": _read_findings(folder),
         **labels,
         "calibration": labels["calibration"] | {"dev": _calibrate(models, predictions)},
         "stages": stages,
@@ -83,6 +85,13 @@ def read_facts(run: str | os.PathLike[str], *, data: str | os.PathLike[str] | No
         "machine": identity["machine"],
         "versions": identity["versions"],
     }
+
+
+def _read_findings(folder: Path) -> list[dict[str, Any]]:
+    """What the first labels said against the run (`preflight`): `text` and `serious`."""
+    path = folder / "stages" / stage_name(1, "10-bi-label") / "inspection.json"
+    findings = durable.read_json(path)["findings"] if path.is_file() else []
+    return [{"text": show_text(finding["text"], length=500), "serious": finding["serious"]} for finding in findings]
 
 
 def compare_runs(runs: list[str | os.PathLike[str]], facts: list[Facts], *, against: int = 0) -> list[dict[str, Any]]:
@@ -149,6 +158,7 @@ def _describe_models(
                         "low": spread["low"],
                         "high": spread["high"],
                         "change": change,
+                        "criteria": model.get("criteria"),
                         "chosen": path in chosen,
                         "reason": model.get("reason"),
                     }

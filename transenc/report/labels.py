@@ -10,6 +10,7 @@ from datasets import Dataset
 from scipy.stats import rankdata
 
 from transenc.labeling import merge_scores, read_labels
+from transenc.pairs import LIST, SENTENCES
 from transenc.report.blocks import show_text
 from transenc.report.statistics import bin_means, spearman
 
@@ -47,7 +48,7 @@ def describe_labels(tables: dict[str, Dataset]) -> dict[str, Any]:
             for name, values in found.items()
         ],
         "agreement": [entry for stage, found in columns.items() for entry in _compare(stage, found)],
-        "calibration": {"forms": [_bin_forms(s, found) for s, found in columns.items() if "cross-0" in found]},
+        "calibration": {"forms": [_bin_forms(stage, found) for stage, found in columns.items() if _has_both(found)]},
         "moved": _find_moved(list(tables.values()), merged) if len(merged) > 1 else [],
         "stability": spearman(merged[0], merged[-1]) if len(merged) > 1 else None,
     }
@@ -55,7 +56,7 @@ def describe_labels(tables: dict[str, Dataset]) -> dict[str, Any]:
 
 def _numbers(table: Dataset) -> dict[str, np.ndarray]:
     rows = table.with_format("numpy")
-    names = [name for name in table.column_names if not name.startswith("sentence")]
+    names = [name for name in table.column_names if name not in (*SENTENCES, LIST)]
     return {name: np.asarray(rows[name][:], dtype=np.float64) for name in names}
 
 
@@ -77,6 +78,10 @@ def _compare(stage: str, columns: dict[str, np.ndarray]) -> list[dict[str, Any]]
         for i, first in enumerate(names)
         for second in names[i + 1 :]
     ]
+
+
+def _has_both(columns: dict[str, np.ndarray]) -> bool:
+    return all(any(name.startswith(form) for name in columns) for form in ("bi-", "cross-"))
 
 
 def _bin_forms(stage: str, columns: dict[str, np.ndarray]) -> dict[str, Any]:

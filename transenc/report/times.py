@@ -147,7 +147,8 @@ def _count_tokens(stage: str, identity: dict[str, Any], lengths: list[_Lengths |
     total = 0.0
     for each in known:
         if kind == "10-bi-label":
-            total += np.minimum(each.texts, each.window).sum()
+            views = 1 + bool(config.get("simplified")) + bool(config.get("alignment"))
+            total += views * np.minimum(each.texts, each.window).sum()
         elif kind == "20-cross-train":
             total += orders * config["cross"]["epochs"] * np.minimum(each.pairs, config["cross"]["max_length"]).sum()
         elif kind == "30-cross-label":

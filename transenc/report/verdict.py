@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from transenc.outcome import explain_choice
 from transenc.report.statistics import interval
 
 PAIRED = "95 % interval"
@@ -57,7 +58,10 @@ def judge(
         return {"outcome": "undefined", **nothing, "sentence": sentence}
     figures = {"before": before["score"], "after": after["score"], **_difference(before, after, resampled)}
     outcome = _classify(figures, start_won=not best["bi"]["cycle"])
-    return {"outcome": outcome, **figures, "sentence": _word(outcome, figures, dev["rows"], best["criterion"])}
+    sentence = _word(outcome, figures, dev["rows"], best["criterion"])
+    if best["criterion"] not in ("dev", "last"):
+        sentence += f" Not the dev set chose: {explain_choice(best)}."
+    return {"outcome": outcome, **figures, "sentence": sentence}
 
 
 def _difference(
@@ -81,6 +85,8 @@ def _word(outcome: str, figures: dict[str, Any], rows: int, criterion: str) -> s
     spread = f", {PAIRED} {figures['low']:+.2f} to {figures['high']:+.2f}" if known else ""
     change = f"({figures['difference']:+.2f}{spread} over {rows:,} dev pairs)"
     before, after = f"{figures['before']:.2f}", f"{figures['after']:.2f}"
+    if outcome == "start" and criterion != "dev":
+        return f"The start was kept, at dev Spearman {before}; the best trained bi-encoder is at {after} {change}."
     if outcome == "start":
         text = f"It did not help: the start, at dev Spearman {before}, stays the best bi-encoder; the best trained one "
         text += f"is at {after} {change}."
@@ -105,9 +111,7 @@ def _unsure() -> str:
 
 
 def _admit(best: dict[str, Any], labels: dict[str, Any], history: list[dict[str, Any]]) -> str:
-    how = {"last": "the last cycle was taken"}.get(best["criterion"], f"the choice was made by {best['criterion']}")
-    if not best["bi"]["cycle"]:
-        how += ", and it is the start"
+    how = explain_choice(best)
     known = []
     agreement = history[best["cross"]["cycle"]]["agreement"]
     if agreement is not None:
