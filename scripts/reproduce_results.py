@@ -45,16 +45,17 @@ class Arm:
     flags: tuple[str, ...]
 
 
+HALF = ("--keep-label", "0.5", "--simplified", "0", "--select", "last")  # the default when the arms were run
 POOL = ("--pairs", "suite:sts_sickr")
 SMALL = (*POOL, "--max-pairs", "3000", "--cycles", "2")
 ARMS = (
-    Arm("full", "(c) default preset, the whole pool, 1 cycle", (*POOL, "--cycles", "1")),
+    Arm("full", "(c) default preset, the whole pool, 1 cycle", (*POOL, "--cycles", "1", *HALF)),
     Arm(
         "inductive",
         "(d) default preset, the inductive pool, 1 cycle",
-        ("--pairs", "suite:sts_sickr-inductive", "--cycles", "1"),
+        ("--pairs", "suite:sts_sickr-inductive", "--cycles", "1", *HALF),
     ),
-    Arm("small-default", "(b) default preset, 3,000 pairs, 2 cycles", SMALL),
+    Arm("small-default", "(b) default preset, 3,000 pairs, 2 cycles", (*SMALL, *HALF)),
     Arm(
         "small-reference",
         "(a) reference preset, the same 3,000 pairs, 2 cycles, STS-B dev chooses checkpoint and cycle",
@@ -159,7 +160,11 @@ def write_page() -> None:
     """Write docs/results.md and docs/results/average.svg from docs/results/*.json."""
     order = [arm.name for arm in ARMS]
     results = sorted(
-        (json.loads(path.read_text(encoding="utf-8")) for path in (DOCS / "results").glob("*-seed*.json")),
+        (
+            json.loads(path.read_text(encoding="utf-8"))
+            for arm in order
+            for path in (DOCS / "results").glob(f"{arm}-seed*.json")
+        ),
         key=lambda result: (order.index(result["arm"]), result["seed"]),
     )
     if not results:

@@ -15,6 +15,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+STS_PARTS = {
+    "sts12": ("train", "test"), "sts13": ("test",), "sts14": ("test",), "sts15": ("test", "unscored"),
+    "sts16": ("test", "unscored"), "stsb": ("train", "dev", "test"), "sickr": ("train", "trial", "test"),
+}  # fmt: skip
+
 
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
@@ -94,3 +99,23 @@ def shared_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("TRANSENC_DATA does not name a folder with the benchmarks")
     return Path(folder)
+
+
+@pytest.fixture
+def benchmarks(tmp_path: Path) -> Path:
+    """All seven STS tasks with 8 pairs a split."""
+    from tiny import count_common, make_pairs
+
+    folder = tmp_path / "data"
+    (folder / "sts").mkdir(parents=True)
+    splits = [(task, split) for task, names in STS_PARTS.items() for split in names]
+    pairs = make_pairs(8 * len(splits), seed=5)
+    for number, (task, split) in enumerate(splits):
+        rows = [[*pair, "a subset"] for pair in pairs[8 * number : 8 * number + 8]]
+        names = ["sentence1", "sentence2", "entailment" if task == "sickr" else "subset"]
+        if split != "unscored":
+            names.insert(0, "score")
+            rows = [[str(5 * count_common((row[0], row[1]))), *row] for row in rows]
+        lines = ["\t".join(row) for row in (names, *rows)]
+        (folder / "sts" / f"{task}.{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return folder

@@ -27,7 +27,7 @@ from tiny import count_common, make_pairs
 from tqdm.std import tqdm
 
 from transenc import durable
-from transenc.config import Backbone, BiTrainingSettings, DistillConfig, TrainingSettings
+from transenc.config import Backbone, BiTrainingSettings, CrossTrainingSettings, DistillConfig
 from transenc.distillation import DistillResult, distill
 from transenc.errors import Interrupted, TransencError
 
@@ -36,11 +36,13 @@ gc.freeze()  # the trainer collects garbage at every start, and need not look at
 CONFIG = DistillConfig(
     cycles=1,
     seed=5,
+    keep_label=0.5,
+    simplified=0.0,
     save_steps=2,
     eval_steps=2,
     precision="float32",
     bi=BiTrainingSettings(epochs=2, batch_size=8, learning_rate=5e-4, max_length=24),
-    cross=TrainingSettings(epochs=1, batch_size=8, learning_rate=5e-4, max_length=40, group_by_length=True),
+    cross=CrossTrainingSettings(epochs=1, batch_size=8, learning_rate=5e-4, max_length=40, group_by_length=True),
 )
 STAGES = (
     "c00-00-start",

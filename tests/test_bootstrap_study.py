@@ -9,36 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import count_common, make_pairs
+from tiny import make_pairs
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-PARTS = {
-    "sts12": ("train", "test"), "sts13": ("test",), "sts14": ("test",), "sts15": ("test", "unscored"),
-    "sts16": ("test", "unscored"), "stsb": ("train", "dev", "test"), "sickr": ("train", "trial", "test"),
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
 def script_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPTS))
-
-
-@pytest.fixture
-def benchmarks(tmp_path: Path) -> Path:
-    """All seven STS tasks with 8 pairs a split."""
-    folder = tmp_path / "data"
-    (folder / "sts").mkdir(parents=True)
-    splits = [(task, split) for task, names in PARTS.items() for split in names]
-    pairs = make_pairs(8 * len(splits), seed=5)
-    for number, (task, split) in enumerate(splits):
-        rows = [[*pair, "a subset"] for pair in pairs[8 * number : 8 * number + 8]]
-        names = ["sentence1", "sentence2", "entailment" if task == "sickr" else "subset"]
-        if split != "unscored":
-            names.insert(0, "score")
-            rows = [[str(5 * count_common((row[0], row[1]))), *row] for row in rows]
-        lines = ["\t".join(row) for row in (names, *rows)]
-        (folder / "sts" / f"{task}.{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
 
 
 @pytest.fixture

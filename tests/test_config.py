@@ -52,6 +52,13 @@ def test_the_reference_preset_is_the_recipe_of_the_paper() -> None:
         ({"cross": 3}, ["cross", "mapping", "3"]),
         ({"epoch": 3}, ["no setting 'epoch'", "cycles"]),
         ({"bi": {"batch_size": "32"}}, ["batch_size", "int", "'32'"]),
+        ({"bi": {"loss": "ranknet"}}, ["bi", "loss", "kldiv, marginmse", "ranknet"]),
+        ({"bi": {"temperature": 0}}, ["bi", "temperature", "positive", "0"]),
+        ({"bi": {"geometry": -0.1}}, ["bi", "geometry", "0 or more", "-0.1"]),
+        ({"cross": {"loss": "cosent"}}, ["cross", "loss", "listnet, ranknet", "cosent"]),
+        ({"cross": {"temperature": float("inf")}}, ["cross", "temperature", "positive", "inf"]),
+        ({"cross": {"symmetry": float("nan")}}, ["cross", "symmetry", "0 or more", "nan"]),
+        ({"mine": {"list_size": 1}}, ["list_size", "0, or 2 or more", "1"]),
         ({"bootstrap": {"objective": "clip"}}, ["bootstrap", "objective", "simcse, mirror", "clip"]),
         ({"bootstrap": {"batch_size": 1}}, ["batch_size", "2 or more", "1"]),
         ({"bootstrap": {"temperature": 0.0}}, ["temperature", "positive", "0.0"]),
@@ -99,6 +106,22 @@ def test_the_temperature_is_that_of_the_objective(settings: BootstrapSettings, t
 def test_a_config_survives_json(name: str) -> None:
     text = json.dumps(to_dict(PRESETS[name]), allow_nan=False)
     assert merge_config(DistillConfig(), json.loads(text)) == PRESETS[name]
+
+
+def test_settings_of_losses_survive_json_and_older_files_have_their_defaults() -> None:
+    changes = {
+        "bi": {"loss": "kldiv", "temperature": 0.1, "geometry": 0.05},
+        "cross": {"loss": "listnet", "temperature": 0.2, "symmetry": 1.0},
+        "mine": {"list_size": 8},
+    }
+    config = merge_config(DistillConfig(), changes)
+    content = json.loads(json.dumps(to_dict(config)))
+    assert merge_config(REFERENCE, content) == config
+    assert {form: {name: content[form][name] for name in names} for form, names in changes.items()} == changes
+    for form, names in changes.items():  # a run.json of before there were such settings
+        for name in names:
+            del content[form][name]
+    assert merge_config(DistillConfig(), content) == dataclasses.replace(DistillConfig())
 
 
 def test_yaml_is_read_with_its_exponents(tmp_path: Path) -> None:

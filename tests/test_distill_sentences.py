@@ -106,7 +106,7 @@ def test_a_signal_in_the_bootstrap_saves_a_checkpoint(finished: Path, tiny_plain
 
 def test_a_finished_run_is_not_touched_and_other_sentences_are_refused(finished: Path, tiny_plain: Path) -> None:
     before = snapshot(finished)
-    assert run(tiny_plain, finished).best["bi"]["cycle"] == 1
+    assert run(tiny_plain, finished).best["cross"]["cycle"] == 1
     with pytest.raises(StateError, match=r"pairs.sentences: \d+ -> \d+"):
         distill(
             [Backbone(str(tiny_plain), pooling="mean")], sentences=SENTENCES[1:], output_dir=finished,
@@ -196,7 +196,7 @@ def test_the_command_line(tiny_plain: Path, tmp_path: Path, capsys: pytest.Captu
         assert main([*common, *flags]) == 2
         assert hint in capsys.readouterr().err
     assert main([*common, "--max-sentences", "10"]) == 0
-    assert json.loads(capsys.readouterr().out)["best"]["bi"]["cycle"] == 1
+    assert json.loads(capsys.readouterr().out)["best"]["cross"]["cycle"] == 1
     assert json.loads((tmp_path / "run/run.json").read_text())["pairs"]["sentences"] == 10
 
 
@@ -213,7 +213,7 @@ def test_the_four_commands_on_the_sample(tmp_path: Path, capsys: pytest.CaptureF
     assert sum(row["pairs"] > 0 for row in found["bins"]) >= 8
     training = ["--device", "cpu", "--json", "--precision", "float32"]
     assert main(["distill", "--model", encoder, "--pairs", pairs, "--output", mined, *training]) == 0
-    assert json.loads(capsys.readouterr().out)["best"]["bi"]["cycle"] == 1
+    assert json.loads(capsys.readouterr().out)["best"]["cross"]["cycle"] == 1
     assert main(["distill", *plain, *text, "--output", whole, "--bootstrap-batch-size", "16"]) == 0
     assert json.loads(capsys.readouterr().out)["best"]["cross"]["cycle"] == 1
     assert (Path(whole) / "stages" / MINE / "pairs.parquet").is_file()

@@ -76,7 +76,7 @@ def mutual(tiny_bi: Path, tiny_bi_b: Path, tmp_path_factory: pytest.TempPathFact
     """Two different models, two cycles that go on from each other, a quarter of the old label kept."""
     output = tmp_path_factory.mktemp("mutual") / "run"
     config = dataclasses.replace(
-        PLAIN, cycles=2, scale="raw", keep_label=0.25, continue_bi=True, continue_cross=True, seed=8
+        PLAIN, cycles=2, scale="raw", keep_label=0.25, continue_bi=True, continue_cross=True, seed=8, select="last"
     )
     result = run(output, tiny_bi, tiny_bi_b, config=config)
     names = [path.relative_to(output / "stages").as_posix() for path in result.bi_encoders + result.cross_encoders]
@@ -160,6 +160,53 @@ def test_the_agreement_is_the_spearman_of_the_mean_labels(mutual: Path) -> None:
     bi, cross = labels["bi-0"] + labels["bi-1"], labels["cross-0"] + labels["cross-1"]
     assert found["agreement"] == pytest.approx(100 * correlation(bi, cross)["spearman"], abs=0.006)
     assert [model["score"] for model in found["bi"] + found["cross"]] == [None] * 4
+
+
+def test_one_student_learns_from_all_and_the_others_stay_what_they_were(
+    tiny_bi: Path, tiny_bi_b: Path, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(
+        PLAIN, cycles=2, student=1, continue_bi=True, keep_teachers=True, simplified=1.0, select="last"
+    )
+    result = run(tmp_path / "run", tiny_bi, tiny_bi_b, config=config)
+    stages = tmp_path / "run/stages"
+    assert result.best["bi"]["path"] == "stages/c02-40-bi-train/model-1"
+    assert [model["backbone"] for model in result.history[2]["bi"]] == [1]
+    assert [model["backbone"] for model in result.history[2]["cross"]] == [0, 1]
+    labels = read_labels(stages / "c02-10-bi-label")
+    for i, teacher in enumerate(("c00-00-start/model-0", "c01-40-bi-train/model-1")):
+        assert labels[f"bi-{i}"] == pytest.approx(score_pairs(load_bi_encoder(stages / teacher), PAIRS), abs=1e-6)
+    # the first cycle's teachers have their say in the second
+    before = read_labels(stages / "c01-30-cross-label")
+    for name in ("bi-0", "bi-1", "plain-1", "cross-0", "cross-1"):
+        assert np.array_equal(labels[f"c01-{name}"], before[name])
+    assert durable.verify_directory(stages / "c02-10-bi-label")["inputs"].keys() == {
+        "c00-00-start", "c01-40-bi-train", "c01-30-cross-label",
+    }  # fmt: skip
+
+
+def test_a_teacher_without_numbers_is_left_out(
+    tiny_bi: Path, tiny_bi_b: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = load_bi_encoder(tiny_bi_b, device="cpu")
+    with torch.no_grad():
+        next(broken.parameters())[:] = float("nan")
+    broken.save_pretrained(str(tmp_path / "broken"))
+    config = dataclasses.replace(PLAIN, student=0)
+    with caplog.at_level(logging.WARNING), pytest.raises(StateError):
+        run(tmp_path / "alone", tmp_path / "broken", config=config)
+    with caplog.at_level(logging.WARNING), pytest.raises(StateError):
+        # its cross-encoder cannot be trained: that is no teacher to leave out, but a training that fails
+        run(tmp_path / "both", tiny_bi, tmp_path / "broken", config=config)
+    labels = read_labels(tmp_path / "both/stages/c01-10-bi-label")
+    assert list(labels) == ["sentence1", "sentence2", "bi-0", "score"]
+    assert "teacher bi-1 is left out of the labels: 16 of 16 scores are not finite" in caplog.text
+
+
+def test_a_student_beyond_the_backbones_is_refused(tiny_bi: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="student 1: expected the number of a backbone, 0 to 0"):
+        run(tmp_path / "run", tiny_bi, config=dataclasses.replace(PLAIN, student=1))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_reference_hands_on_the_cross_encoders_label_alone(tiny_bi: Path, tmp_path: Path) -> None:
@@ -260,9 +307,10 @@ def test_the_dev_set_chooses(bi: list[float | None], cross: list[float | None], 
     assert best["start_won"] is (best_bi == 0)
 
 
-def test_without_a_dev_set_the_last_cycle_is_taken() -> None:
+def test_the_last_cycle_is_taken_when_asked() -> None:
     history = [entry(0, None), entry(1, None), entry(2, None)]
-    assert choose_best(history, DistillConfig(), has_dev=False)["bi"]["path"] == "stages/c02-bi/model-0"
+    last = DistillConfig(select="last")
+    assert choose_best(history, last, has_dev=False)["bi"]["path"] == "stages/c02-bi/model-0"
     scored = [entry(0, 80.0), entry(1, 70.0, 70.0)]
     assert choose_best(scored, DistillConfig(select="last"), has_dev=True)["bi"]["cycle"] == 1
 
@@ -296,11 +344,11 @@ def test_auto_goes_on_while_the_dev_score_rises(dev: list[float | None], more: b
         ([None, 50.0, 49], False),
     ],
 )
-def test_without_a_dev_set_auto_goes_on_while_the_forms_come_to_agree(
+def test_when_nothing_chooses_auto_goes_on_while_the_forms_come_to_agree(
     agreement: list[float | None], more: bool
 ) -> None:
     history = [entry(i, None, agreement=value) for i, value in enumerate(agreement)]
-    assert wants_cycle(history, DistillConfig(cycles="auto"), has_dev=False) is more
+    assert wants_cycle(history, DistillConfig(cycles="auto", select="last"), has_dev=False) is more
 
 
 def test_auto_runs(tiny_bi: Path, tmp_path: Path) -> None:
@@ -573,21 +621,24 @@ def test_unusable_input_is_refused(tiny_bi: Path, tmp_path: Path) -> None:
         assert not output.exists()
 
 
-def test_two_pairs_that_are_the_same_are_enough(
+def test_two_pairs_are_enough_and_what_speaks_against_them_is_said(
     tiny_bi: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pairs = Dataset.from_dict({"sentence1": ["the small cat"] * 2, "sentence2": ["The small CAT "] * 2})
+    same = Dataset.from_dict({"sentence1": ["the small cat"] * 2, "sentence2": ["The small CAT "] * 2})
+    options: dict[str, Any] = {"config": PLAIN, "device": "cpu"}
+    with pytest.raises(StateError, match="bi-0: it scores every pair 1"):
+        distill([Backbone(str(tiny_bi))], same, output_dir=tmp_path / "same", **options)
+    pairs = Dataset.from_dict({"sentence1": ["the small cat"] * 2, "sentence2": ["The small CAT ", "the old tree"]})
     dev = Dataset.from_dict(
         {"sentence1": ["the small cat", "the"], "sentence2": ["the small cat", "dog"], "score": [1, 0]}
     )
-    result = distill([Backbone(str(tiny_bi))], pairs, output_dir=tmp_path / "run", config=PLAIN, device="cpu", dev=dev)
-    assert caplog.messages[:4] == [
-        "only 2 pairs: expect little of fewer than 100",
-        "1 of 2 pairs repeat another one (in either order); they count as often",
-        "2 of 2 pairs have twice the same sentence, which teaches nothing",
-        "1 of 2 dev pairs are also training pairs (without labels)",
-    ]
-    assert result.history[1]["agreement"] is None
+    distill([Backbone(str(tiny_bi))], pairs, output_dir=tmp_path / "run", dev=dev, **options)
+    for message in (
+        "this will probably not help, because there are only 2 pairs: ",
+        "1 of 2 pairs have twice the same sentence: ",
+        "1 of 2 pairs and 1 of 3 sentences of dev are also trained on, without labels: ",
+    ):
+        assert sum(told.startswith(message) for told in caplog.messages) == 1
 
 
 def test_a_plan_lists_the_stages_and_their_sizes(finished: tuple[Path, DistillResult], tiny_bi: Path) -> None:

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from scenario import STAGES, Child, Scenario, die_at, fingerprint, in_child, list_steps, snapshot
@@ -149,8 +150,13 @@ def test_sigkill_again_and_again(place: str, turn: int, scenario: Scenario, tmp_
     check_resumed(scenario, tmp_path / "run", reference)
 
 
-def test_several_models_resume(tiny_bi: Path, tiny_bi_b: Path, tmp_path: Path) -> None:
-    scenario = Scenario((tiny_bi, tiny_bi_b), dev=False)
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"simplified": 1.0, "alignment": 1.0, "overlap": 1.0, "keep_label": "agreement", "down_weight": 0.3}],
+    ids=["plain", "views"],
+)
+def test_several_models_resume(settings: dict[str, Any], tiny_bi: Path, tiny_bi_b: Path, tmp_path: Path) -> None:
+    scenario = Scenario((tiny_bi, tiny_bi_b), dev=False).change(**settings)
     whole, output = tmp_path / "whole", tmp_path / "killed"
     assert in_child(lambda: scenario.run(whole) and None).status == 0
     for place in ("work/c01-20-cross-train/model-1/ckpt-00000002", "work/c01-40-bi-train/model-1/ckpt-00000002"):

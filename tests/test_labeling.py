@@ -7,11 +7,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from scenario import make_dataset
 
+from transenc.config import DistillConfig
 from transenc.encoders import load_bi_encoder, load_cross_encoder
 from transenc.errors import InputError, StateError
-from transenc.labeling import clip_scores, label_pairs, make_labels, merge_scores, read_labels
+from transenc.labeling import (
+    clip_scores,
+    label_pairs,
+    make_labels,
+    merge_labels,
+    merge_scores,
+    read_labels,
+    thin_out,
+    usable_columns,
+    weigh_columns,
+)
 from transenc.scoring import score_pairs
 
 A = np.array([0.0, 0.2, 0.4, 1.0], dtype=np.float32)
@@ -126,3 +138,75 @@ def test_the_order_counts_for_asymmetric_pairs(tiny_cross: Path) -> None:
 def test_no_teacher_is_refused() -> None:
     with pytest.raises(InputError, match="labels need at least one teacher"):
         label_pairs([], make_dataset(2))
+
+
+# ---- the labels of a run
+
+
+def test_the_share_of_the_forms_is_kept_whatever_the_number_of_columns() -> None:
+    columns = {
+        "bi-0": np.array([0.0, 0.2]), "align-0": np.array([0.4, 0.4]), "overlap": np.array([0.0, 1.0]),
+        "cross-0": np.array([1.0, 0.0]), "cross-1": np.array([1.0, 1.0]),
+    }  # fmt: skip
+    config = DistillConfig(keep_label=0.25, scale="raw", alignment=2.0, overlap=1.0)
+    scores, keep = merge_labels(columns, config)
+    bi = (columns["bi-0"] + 2 * columns["align-0"] + columns["overlap"]) / 4
+    cross = (columns["cross-0"] + columns["cross-1"]) / 2
+    assert keep == 0.25
+    assert scores == pytest.approx(0.25 * bi + 0.75 * cross, abs=1e-6)
+
+
+def test_backbones_count_as_much_as_their_weights_in_every_cycle() -> None:
+    names = ["c01-bi-1", "bi-0", "plain-1", "overlap", "cross-1"]
+    config = DistillConfig(simplified=0.5, overlap=3.0)
+    assert weigh_columns(names, config, [1.0, 4.0]) == [4.0, 1.0, 2.0, 3.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("cross", "keep"),
+    [([0.1, 0.2, 0.9], 2 / 3), ([0.2, 0.1, 0.9], 2 / 2.0625), ([0.9, 0.2, 0.1], 1.0), ([0.3, 0.3, 0.3], 1.0)],
+)
+def test_by_agreement_a_cross_encoder_that_learned_nothing_has_no_say(cross: list[float], keep: float) -> None:
+    columns = {"bi-0": np.array([0.1, 0.5, 0.8]), "cross-0": np.array(cross)}
+    assert merge_labels(columns, DistillConfig(keep_label="agreement"))[1] == pytest.approx(keep)
+
+
+def test_without_a_cross_encoder_nothing_is_kept_back() -> None:
+    scores, keep = merge_labels({"bi-0": np.array([0.1, 0.5])}, DistillConfig())
+    assert keep is None
+    assert scores == pytest.approx([0.1, 0.5])
+
+
+def test_unusable_teachers_are_left_out_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    good = np.array([0.1, 0.9], np.float32)
+    with caplog.at_level("WARNING"):
+        kept = usable_columns({"bi-0": good, "bi-1": good * np.nan, "cross-0": np.array([0.5, 0.5])})
+    assert list(kept) == ["bi-0"]
+    told = [record.getMessage() for record in caplog.records]
+    assert "bi-1" in told[0] and "2 of 2 scores are not finite" in told[0]
+    assert "cross-0" in told[1] and "scores every pair 0.5" in told[1]
+    with pytest.raises(StateError, match="no teacher is left"):
+        usable_columns({"bi-0": good * np.inf})
+
+
+def test_pairs_that_teachers_disagree_on_are_thinned_out() -> None:
+    n = 400
+    rng = np.random.default_rng(0)
+    base = rng.random(n)
+    other = np.where(np.arange(n) < n // 2, base, rng.random(n))  # the teachers agree on the first half
+    texts = [str(row) for row in range(n)]
+    pairs = Dataset.from_dict({"sentence1": texts, "sentence2": texts})
+    labels = make_labels(pairs, {"bi-0": base, "cross-0": other}, base)
+    assert thin_out(labels, 0.0, seed=1) is labels
+    stays = [int(text) for text in thin_out(labels, 1.0, seed=1)["sentence1"]]
+    assert stays == sorted(stays)
+    assert stays == [int(text) for text in thin_out(labels, 1.0, seed=1)["sentence1"]]
+    assert len(stays) == pytest.approx(n / 2, rel=0.15)
+    first = sum(row < n // 2 for row in stays)
+    assert first > 2 * (len(stays) - first)
+
+
+def test_one_teacher_alone_disagrees_with_nobody() -> None:
+    pairs = Dataset.from_dict({"sentence1": ["a", "b"], "sentence2": ["c", "d"]})
+    labels = make_labels(pairs, {"bi-0": np.array([0.1, 0.2])}, np.array([0.1, 0.2]))
+    assert len(thin_out(labels, 1.0, seed=0)) == 2

@@ -20,9 +20,9 @@ LAYERS = [
     for layer in (
         "errors config durable signals tables pairs corpus benchmarks retrieval_sets model_folders run",
         "metrics encoders templates",
-        "model_cards scoring alignment losses objectives checkpoints training",
-        "labeling search mining evaluation retrieval_evaluation",
-        "bootstrapping outcome planning distillation",
+        "averaging model_cards scoring alignment views losses regularisers targets objectives checkpoints training",
+        "labeling criteria search mining evaluation retrieval_evaluation preflight",
+        "bootstrapping outcome identity planning distillation",
         "report export cli __main__",
     )
 ]

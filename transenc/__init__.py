@@ -15,6 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from transenc.averaging import average_weights
     from transenc.bootstrapping import bootstrap
     from transenc.config import Backbone, BootstrapSettings, DistillConfig, MiningSettings
     from transenc.corpus import Document, read_corpus, read_sentences
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from transenc.labeling import label_pairs
     from transenc.mining import mine_corpus, mine_lists, mine_pairs
     from transenc.pairs import read_pairs
+    from transenc.preflight import inspect_pairs
     from transenc.retrieval_evaluation import evaluate_retrieval
     from transenc.scoring import encode_texts, score_pairs
     from transenc.search.engine import SemanticSearch
@@ -46,6 +48,7 @@ __all__ = [
     "StateError",
     "TransencError",
     "__version__",
+    "average_weights",
     "bootstrap",
     "distill",
     "encode_texts",
@@ -53,6 +56,7 @@ __all__ = [
     "evaluate_pairs",
     "evaluate_retrieval",
     "evaluate_sts",
+    "inspect_pairs",
     "label_pairs",
     "load_bi_encoder",
     "load_cross_encoder",
@@ -68,6 +72,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "averaging": ("average_weights",),
     "bootstrapping": ("bootstrap",),
     "config": ("Backbone", "BootstrapSettings", "DistillConfig", "MiningSettings"),
     "corpus": ("Document", "read_corpus", "read_sentences"),
@@ -78,6 +83,7 @@ _HOMES = {
     "labeling": ("label_pairs",),
     "mining": ("mine_corpus", "mine_lists", "mine_pairs"),
     "pairs": ("read_pairs",),
+    "preflight": ("inspect_pairs",),
     "retrieval_evaluation": ("evaluate_retrieval",),
     "scoring": ("encode_texts", "score_pairs"),
     "search.engine": ("SemanticSearch",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +10,7 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from transenc.errors import InputError, StateError
-
-_CHARACTERS_PER_TOKEN = 16  # more of them are no text in words, and would only cost the tokenizer memory
+from transenc.scoring import cut_texts
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -86,6 +86,58 @@ def score_alignment(cosines: np.ndarray) -> float:
     return float((wide.max(axis=1).mean() + wide.max(axis=0).mean()) / 2)
 
 
+def encode_tokens(
+    model: SentenceTransformer, texts: Sequence[str], *, max_tokens: int = 64, batch_size: int = 32
+) -> list[np.ndarray]:
+    """The vectors of each text's tokens in the model's last layer, at length 1; special tokens left out.
+
+    Args:
+        model: A bi-encoder on a transformer. Its prompts are not used.
+        texts: Strings.
+        max_tokens: Tokens of a text that are kept, from its beginning.
+        batch_size: Texts that go through the model at once.
+
+    Returns:
+        A float32 array [n, dim] a text; n is 0 for one without a token.
+
+    Raises:
+        TypeError: Not a bi-encoder. InputError: A model without token embeddings. StateError: NaN or infinity.
+
+    Example:
+        >>> encode_tokens(load_bi_encoder("my/encoder"), ["a cat"])[0].shape  # doctest: +SKIP
+        (2, 384)
+    """
+    if not isinstance(model, SentenceTransformer):
+        raise TypeError(f"expected a bi-encoder (SentenceTransformer), found {type(model).__name__}")
+    return [vectors[:max_tokens].astype(np.float32) for _, _, vectors in _embed_tokens(model, texts, batch_size)]
+
+
+def _embed_tokens(
+    model: SentenceTransformer, texts: Sequence[str], batch_size: int
+) -> list[tuple[list[int], list[int], np.ndarray]]:
+    """Of each text the ids as batched, the places of its n words' tokens, and their vectors, float64 [n, dim]."""
+    special = set(model.tokenizer.all_special_ids) - {model.tokenizer.unk_token_id}  # an unknown word is a word
+    cut = cut_texts(texts, model.max_seq_length or 10**6)
+    found = []
+    # prompt="": none, also where the model has one by default
+    encoded: Any = model.encode(cut, prompt="", batch_size=batch_size, output_value=None, show_progress_bar=False)
+    for features in encoded:
+        if "token_embeddings" not in features or "input_ids" not in features:
+            raise InputError("the encoder gives no token embeddings to align; take one on a transformer")
+        attended = features["attention_mask"].tolist()
+        ids = features["input_ids"].tolist()[: len(attended)]
+        kept = [
+            row for row, (token, seen) in enumerate(zip(ids, attended, strict=True)) if seen and token not in special
+        ]
+        vectors = features["token_embeddings"].float().cpu().numpy().astype(np.float64)[kept]
+        if not np.isfinite(vectors).all():
+            raise StateError("the bi-encoder gave NaN or infinity for a token")
+        lengths = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
+        vectors /= np.where(lengths > 0, lengths, 1.0)  # a zero vector has no direction: cosine 0
+        found.append((ids, kept, vectors))
+    return found
+
+
 def _encode_tokens(
     model: SentenceTransformer, sentence: Any, name: str, max_tokens: int
 ) -> tuple[list[str], np.ndarray, bool]:
@@ -96,29 +148,17 @@ def _encode_tokens(
         sentence.encode("utf-8")
     except UnicodeEncodeError as error:
         raise InputError(f"{name} holds a lone surrogate (character {error.start}); remove it") from None
-    text = sentence[: (model.max_seq_length or 10**6) * _CHARACTERS_PER_TOKEN]
-    # prompt="": none, also where the model has one by default
-    features = model.encode(text, prompt="", output_value=None, show_progress_bar=False)
-    if "token_embeddings" not in features or "input_ids" not in features:
-        raise InputError("the encoder gives no token embeddings to align; take one on a transformer")
-    tokenizer = model.tokenizer
-    ids = features["input_ids"].tolist()
-    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}  # an unknown word is a word
-    attended = features["attention_mask"].tolist()
-    kept = [row for row, (token, seen) in enumerate(zip(ids, attended, strict=True)) if seen and token not in special]
+    (text,) = cut_texts([sentence], model.max_seq_length or 10**6)
+    ((ids, kept, vectors),) = _embed_tokens(model, [sentence], 1)
     if not kept:
         raise InputError(f"{name}: expected some words, found none that the tokenizer sees")
-    vectors = features["token_embeddings"].float().cpu().numpy().astype(np.float64)[kept[:max_tokens]]
-    if not np.isfinite(vectors).all():
-        raise StateError(f"the bi-encoder gave NaN or infinity for a token of {name}")
-    lengths = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
-    vectors /= np.where(lengths > 0, lengths, 1.0)  # a zero vector has no direction: cosine 0
+    tokenizer = model.tokenizer
     whole = tokenizer(text, return_offsets_mapping=getattr(tokenizer, "is_fast", False), verbose=False)
-    cut = len(kept) > max_tokens or len(whole["input_ids"]) > sum(attended) or len(text) < len(sentence)
+    cut = len(kept) > max_tokens or len(whole["input_ids"]) > len(ids) or len(text) < len(sentence)
     names = [str(name) for name in tokenizer.convert_ids_to_tokens(ids)]
     spans = whole.get("offset_mapping", [])
     for row in kept[:max_tokens]:
         # as it stands in the text, where the tokenizer can say and the model read the text as it is
         if row < len(spans) and whole["input_ids"][row] == ids[row]:
             names[row] = text[slice(*spans[row])].strip() or names[row]
-    return [names[row] for row in kept[:max_tokens]], vectors, cut
+    return [names[row] for row in kept[:max_tokens]], vectors[:max_tokens], cut

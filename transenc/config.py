@@ -12,10 +12,13 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from transenc.errors import InputError
 
-BI_LOSSES = ("mse", "cosent", "angle")
+BI_LOSSES = ("mse", "cosent", "angle", "kldiv", "marginmse")
+CROSS_LOSSES = ("bce", "mse", "marginmse", "listnet", "ranknet", "lambda")
+LIST_LOSSES = ("kldiv", "marginmse", "listnet", "ranknet", "lambda")  # of either form: they compare one query's scores
 SCALES = ("raw", "quantile")
 OBJECTIVES = ("simcse", "mirror", "decomposed", "tsdae", "tension")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+CRITERIA = ("cautious", "alignment", "agreement", "views", "uniformity", "rank", "previous", "cross")
 
 Settings = TypeVar("Settings")
 
@@ -23,6 +26,10 @@ Settings = TypeVar("Settings")
 def _expect(ok: bool, name: str, expected: str, found: Any) -> None:
     if not ok:
         raise InputError(f"{name} must be {expected}, found {found!r}")
+
+
+def _expect_positive(name: str, value: float) -> None:
+    _expect(math.isfinite(value) and value > 0, name, "a positive number", value)
 
 
 def _check_choices(settings: Any) -> None:
@@ -45,6 +52,10 @@ class Backbone:
         cross: what the cross-encoder starts from (the paper takes the plain language model);
             None: the weights of `bi`.
         pooling: how to pool a bare Hugging Face folder (`cls`, `mean`, ...); None: what the folder says.
+        weight: how much its scores count among those of several backbones, more than 0.
+
+    Raises:
+        InputError: the weight is not a positive number.
 
     Example:
         >>> Backbone("princeton-nlp/unsup-simcse-bert-base-uncased", cross="bert-base-uncased", pooling="cls").pooling
@@ -54,6 +65,11 @@ class Backbone:
     bi: str
     cross: str | None = None
     pooling: str | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        _expect(math.isfinite(self.weight) and self.weight > 0, "weight", "a positive number", self.weight)
 
 
 @dataclass(frozen=True)
@@ -71,8 +87,7 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         """Check the ranges."""
         for name in ("epochs", "learning_rate"):
-            value = getattr(self, name)
-            _expect(math.isfinite(value) and value > 0, name, "a positive number", value)
+            _expect_positive(name, getattr(self, name))
         _expect(self.batch_size >= 1, "batch_size", "1 or more", self.batch_size)
         _expect(self.max_length >= 3, "max_length", "3 or more", self.max_length)
         _expect(0 <= self.warmup < 1, "warmup", "at least 0 and below 1", self.warmup)
@@ -82,9 +97,32 @@ class TrainingSettings:
 
 @dataclass(frozen=True)
 class BiTrainingSettings(TrainingSettings):
-    """The bi-encoder stage; `mse` is the reference's loss on the cosine."""
+    """The bi-encoder stage; `mse` is the reference's loss on the cosine. See `targets` for what each loss sees."""
 
-    loss: str = setting("cosent", "loss on the cosine and the label", BI_LOSSES)
+    loss: str = setting("cosent", "loss on the cosine and the label; kldiv, marginmse: on lists", BI_LOSSES)
+    temperature: float = setting(0.05, "cosent, angle, kldiv: what the cosines are divided by")
+    geometry: float = setting(0.0, "weight (up to 0.1) of keeping to another model's cosines in a batch; 0: off")
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        _expect_positive("temperature", self.temperature)
+        _expect(0 <= self.geometry < math.inf, "geometry", "0 or more", self.geometry)
+
+
+@dataclass(frozen=True)
+class CrossTrainingSettings(TrainingSettings):
+    """The cross-encoder stage; `bce` is the reference's loss on the logit. See `targets` for what each loss sees."""
+
+    loss: str = setting("bce", "loss on score and label; marginmse, listnet, ranknet, lambda: on lists", CROSS_LOSSES)
+    temperature: float = setting(0.05, "listnet, ranknet, lambda: what the scores are divided by")
+    symmetry: float = setting(0.0, "weight of giving both orders of a pair one score; 0: off")
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        super().__post_init__()
+        _expect_positive("temperature", self.temperature)
+        _expect(0 <= self.symmetry < math.inf, "symmetry", "0 or more", self.symmetry)
 
 
 @dataclass(frozen=True)
@@ -161,6 +199,7 @@ class MiningSettings:
     bins: int = setting(10, "bins of the score from which equally many pairs are kept, 1 or more")
     lexical: bool = setting(False, "candidates from BM25 too (needs transenc[hybrid])")
     near_duplicate: float = setting(0.98, "cosine from which two texts are the same; one of them goes")
+    list_size: int = setting(0, "find lists: a query with N texts (2 or more), for losses on lists; 0: pairs")
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -170,6 +209,7 @@ class MiningSettings:
         for name in ("neighbours", "bins"):
             _expect(getattr(self, name) >= 1, name, "1 or more", getattr(self, name))
         _expect(0 < self.near_duplicate <= 1, "near_duplicate", "above 0, at most 1", self.near_duplicate)
+        _expect(self.list_size == 0 or self.list_size >= 2, "list_size", "0, or 2 or more", self.list_size)
 
     def count_pairs(self, texts: int) -> int:
         """How many pairs to keep of `texts` sentences or documents, at most.
@@ -188,6 +228,8 @@ class DistillConfig:
 
     `keep_label` and `scale` decide the student's labels: `keep_label * bi + (1 - keep_label) * cross`, after
     `scale` has brought all teachers to one scale. The reference hands on the cross-encoder's label alone (0, raw).
+    `bi` is the mean of the bi-encoders' cosines (1) and of what the weights `alignment`, `simplified` and `overlap`
+    add to them (see `views`).
 
     Raises:
         InputError: a value is out of its range.
@@ -199,18 +241,31 @@ class DistillConfig:
 
     cycles: int | str = setting(1, "cycles to run (1 or more), or `auto`: until the criterion no longer rises")
     seed: int = setting(2021, "root of every stage's seed, 0 or more")
-    keep_label: float = setting(0.5, "weight of the bi-encoder's own label in its student's label, 0 to 1")
+    keep_label: float | str = setting(
+        "agreement", "weight of the bi-encoder's own label in its student's label, 0 to 1; `agreement`: 2 / (2 + r^4), "
+        "r the Spearman of both forms"
+    )  # fmt: skip
+    alignment: float = setting(0.0, "weight of a bi-encoder's token alignment in its label, beside the cosine's 1")
+    simplified: float = setting(3.0, "weight of its cosine of the texts without punctuation, likewise")
+    overlap: float = setting(0.0, "weight of the words in common (rare ones count more), likewise")
+    keep_teachers: bool = setting(False, "the teachers of earlier cycles have their say in the labels of later ones")
+    down_weight: float = setting(
+        0.0, "students see pairs on which the teachers disagree less often: by this share where they disagree most"
+    )
+    student: int | None = setting(None, "train the bi-encoder of this backbone alone (0: the first); none: of each")
     scale: str = setting("quantile", "bring the teachers to one scale before averaging", SCALES)
     continue_bi: bool = setting(False, "a cycle's bi-encoder starts from the last cycle's, not from the start")
     continue_cross: bool = setting(False, "a cycle's cross-encoder starts from the last cycle's, not from its start")
-    select: str = setting("auto", "what chooses the best cycle; auto: dev if there is a dev set, else last", (
-        "auto", "dev", "last"))  # fmt: skip
+    select: str = setting(
+        "auto", "what chooses the best cycle (see docs/choice.md); auto: dev if there is a dev set, else cautious",
+        ("auto", "dev", *CRITERIA, "last", "start"),
+    )  # fmt: skip
     eval_steps: int = setting(0, "with a dev set: evaluate and keep the best checkpoint every N steps; 0: the last one")
     save_steps: int = setting(200, "save a checkpoint every N steps")
     precision: str = setting("auto", "arithmetic of training and labelling; weights stay float32", PRECISIONS)
     batch_tokens: int | None = setting(None, "token budget of a batch when labelling; none: by the device")
     bi: BiTrainingSettings = BiTrainingSettings(epochs=2, batch_size=32, learning_rate=3e-5, max_length=32)
-    cross: TrainingSettings = TrainingSettings(
+    cross: CrossTrainingSettings = CrossTrainingSettings(
         batch_size=32, learning_rate=5e-5, max_length=128, warmup=0.1, group_by_length=True
     )
     bootstrap: BootstrapSettings = BootstrapSettings()
@@ -220,7 +275,14 @@ class DistillConfig:
         """Check the ranges."""
         whole = isinstance(self.cycles, int) and self.cycles >= 1
         _expect(whole or self.cycles == "auto", "cycles", "1 or more, or 'auto'", self.cycles)
-        _expect(0 <= self.keep_label <= 1, "keep_label", "between 0 and 1", self.keep_label)
+        keep = self.keep_label
+        _expect(keep == "agreement" or (isinstance(keep, int | float) and 0 <= keep <= 1), "keep_label",
+                "between 0 and 1, or 'agreement'", keep)  # fmt: skip
+        for name in ("alignment", "simplified", "overlap"):
+            weight = getattr(self, name)
+            _expect(math.isfinite(weight) and weight >= 0, name, "0 or more", weight)
+        _expect(0 <= self.down_weight <= 1, "down_weight", "between 0 and 1", self.down_weight)
+        _expect(self.student is None or self.student >= 0, "student", "0 or more", self.student)
         for name, least in (("seed", 0), ("eval_steps", 0), ("save_steps", 1)):
             _expect(getattr(self, name) >= least, name, f"{least} or more", getattr(self, name))
         _expect(self.batch_tokens is None or self.batch_tokens >= 1, "batch_tokens", "1 or more", self.batch_tokens)
@@ -230,10 +292,11 @@ class DistillConfig:
 REFERENCE = DistillConfig(
     cycles=3,
     keep_label=0.0,
+    simplified=0.0,
     scale="raw",
     eval_steps=200,
     bi=BiTrainingSettings(epochs=10, batch_size=128, learning_rate=5e-5, max_length=32, loss="mse"),
-    cross=TrainingSettings(epochs=1, batch_size=32, learning_rate=2e-5, max_length=64, warmup=0.1),
+    cross=CrossTrainingSettings(epochs=1, batch_size=32, learning_rate=2e-5, max_length=64, warmup=0.1),
 )
 """The recipe of the reference code (Liu et al., ICLR 2022), its bugs fixed."""
 

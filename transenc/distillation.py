@@ -3,50 +3,59 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
+from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
 from transenc import durable
 from transenc.bootstrapping import bootstrap_encoder
-from transenc.config import Backbone, DistillConfig, TrainingSettings, to_dict
+from transenc.config import CRITERIA, Backbone, DistillConfig, TrainingSettings
+from transenc.criteria import judge_students, sample_rows
 from transenc.encoders import (
     Encoder,
     detect_kind,
     load_bi_encoder,
     load_cross_encoder,
     load_encoder,
-    model_digest,
-    resolve_device,
-    resolve_precision,
 )
-from transenc.labeling import Scores, make_labels, merge_scores, read_labels, read_rows
+from transenc.errors import StateError
+from transenc.identity import identify_run
+from transenc.labeling import (
+    Scores,
+    make_labels,
+    merge_labels,
+    merge_scores,
+    read_labels,
+    read_rows,
+    read_teachers,
+    thin_out,
+    usable_columns,
+)
 from transenc.metrics import correlation
-from transenc.mining import mine_pairs
+from transenc.mining import flatten_lists, mine_lists, mine_pairs
 from transenc.model_cards import describe_origin, save_model
-from transenc.outcome import DistillResult, find_outcome, publish_outcome, wants_cycle
-from transenc.pairs import count_overlap, fold_sentence
+from transenc.outcome import DistillResult, choosing_by, find_outcome, publish_outcome, wants_cycle
+from transenc.pairs import count_overlap
 from transenc.planning import BOOTSTRAP, MINE, START, check_inputs, describe_plan, needs_bootstrap, stage_name
+from transenc.preflight import inspect_pairs, pair_strangers
 from transenc.run import RUN_FILE, Run, check_identity, open_run
 from transenc.scoring import score_pairs
 from transenc.signals import StopRequest, stop_on_signals
 from transenc.training import TrainingContext, train_bi_encoder, train_cross_encoder, write_log
+from transenc.views import score_alignments, score_overlap, score_simplified
 
 __all__ = ["DistillResult", "describe_plan", "distill"]
 
 logger = logging.getLogger(__name__)
-
-FEW_PAIRS = 100
 
 
 def distill(
@@ -57,6 +66,7 @@ def distill(
     sentences: Sequence[str] | None = None,
     config: DistillConfig | None = None,
     dev: Dataset | None = None,
+    tests: Mapping[str, Dataset] | None = None,
     symmetric: bool = True,
     device: str | None = None,
     fork: str | Path | None = None,
@@ -78,6 +88,7 @@ def distill(
         sentences: raw text instead of pairs, at least two different ones.
         config: settings; None: the preset `default`.
         dev: pairs with gold `score`, which then choose cycle and checkpoint. None: nothing gold is used.
+        tests: name -> pairs that will measure the result; what they share with the training pairs is told.
         symmetric: whether (a, b) means the same as (b, a); False for question and answer.
         device: `cpu`, `cuda`, ...; None: a GPU if there is one.
         fork: a run with the same backbones and pairs whose finished stages are taken over under new settings.
@@ -97,31 +108,20 @@ def distill(
     """
     config = config or DistillConfig()
     check_inputs(backbones, pairs, sentences, config=config, dev=dev, symmetric=symmetric)
-    device = resolve_device(device)
-    identity = {
-        "config": _describe_config(config, mined=pairs is None),
-        "backbones": {f"model-{i}": _describe_backbone(backbone) for i, backbone in enumerate(backbones)},
-        "pairs": {**_describe_texts(pairs, sentences), "symmetric": symmetric},
-        "dev": None if dev is None else {"rows": len(dev), "sha256": _digest_rows(dev, tuple(dev.column_names))},
-        "machine": {
-            "device": device,
-            "threads": torch.get_num_threads(),
-            "precision": resolve_precision(config.precision, device=device),
-        },
-        "inputs": inputs or {},
-    }
+    identity = identify_run(
+        backbones, pairs, sentences, config=config, dev=dev, symmetric=symmetric, device=device, inputs=inputs
+    )
     folder = Path(output_dir)
     if (folder / "best.json").is_file() and (folder / RUN_FILE).is_file():
         check_identity(folder, identity)
         if (done := find_outcome(folder, config, has_dev=dev is not None)) is not None:
             logger.info("%s: complete, nothing to do", folder)
             return done
-    if pairs is not None:
-        _warn_of_pairs(pairs, dev)
     with stop_on_signals() as stop, open_run(folder, identity, fork=fork) as run:
         return _Distillation(
-            run, tuple(backbones), pairs, sentences, config, dev, symmetric, stop, tuple(report_to), trust_remote_code
-        ).finish()
+            run, tuple(backbones), pairs, sentences, config, dev, symmetric, stop, tuple(report_to), trust_remote_code,
+            tests or {},
+        ).finish()  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,6 +136,7 @@ class _Distillation:
     stop: StopRequest
     report_to: tuple[str, ...]
     trust_remote_code: bool
+    tests: Mapping[str, Dataset]
 
     def finish(self) -> DistillResult:
         """Walk the stages; those that are done cost a verification only."""
@@ -156,9 +157,7 @@ class _Distillation:
         """The pairs to label: as given, or as mined."""
         if self.given_pairs is not None:
             return self.given_pairs
-        mined = read_rows(self.run.stage_path(MINE) / "pairs.parquet")
-        _warn_of_pairs(mined, self.dev)
-        return mined
+        return read_rows(self.run.stage_path(MINE) / "pairs.parquet")
 
     @cached_property
     def _first(self) -> str:
@@ -174,7 +173,14 @@ class _Distillation:
         bi_start = teachers if self.config.continue_bi else self._first
         run = self.run.stage
         mined = [] if self.sentences is None else [MINE]
-        run(bi_label, partial(self._label_by_bi, teachers=teachers), inputs=[teachers, *mined])
+        # with one student alone the other backbones teach as they began
+        teaching = [teachers] if self.config.student is None else list(dict.fromkeys((self._first, teachers)))
+        earlier = stage_name(cycle - 1, "30-cross-label") if self.config.keep_teachers and cycle > 1 else None
+        run(
+            bi_label,
+            partial(self._label_by_bi, teachers=teachers, earlier=earlier),
+            inputs=[*teaching, *mined, *([earlier] if earlier else [])],
+        )
         run(
             cross_train,
             partial(self._train_cross, cycle=cycle, carried=carried, labels=bi_label),
@@ -216,7 +222,8 @@ class _Distillation:
 
     def _mine(self, out: Path, work: Path) -> None:
         assert self.sentences is not None
-        pairs = mine_pairs(
+        mine = partial(mine_lists, size=self.config.mine.list_size) if self.config.mine.list_size else mine_pairs
+        mined = mine(
             load_bi_encoder(self.run.stage_path(self._first) / "model-0", **self._loading),
             self.sentences,
             settings=self.config.mine,
@@ -225,20 +232,61 @@ class _Distillation:
             progress=True,
             work=work,
         )
+        pairs = flatten_lists(mined) if self.config.mine.list_size else mined
         pairs.to_parquet(str(out / "pairs.parquet"))
 
-    def _label_by_bi(self, out: Path, work: Path, *, teachers: str) -> None:
-        columns = {f"bi-{i}": scores for i, scores in enumerate(self._score(teachers))}
-        scores = merge_scores(list(columns.values()), scale=self.config.scale)
-        make_labels(self.pairs, columns, scores).to_parquet(str(out / "labels.parquet"))
+    def _label_by_bi(self, out: Path, work: Path, *, teachers: str, earlier: str | None) -> None:
+        columns: dict[str, Scores] = {}
+        if earlier is not None:
+            labels = read_labels(self.run.stage_path(earlier))
+            columns = read_teachers(labels, earlier=earlier.partition("-")[0])
+        for i in range(len(self.backbones)):
+            columns.update(self._score_views(self._teacher_path(teachers, i), i))
+        if self.config.overlap:
+            columns["overlap"] = score_overlap(self.pairs)
+        self._write_labels(out, columns)
+        if teachers == self._first:
+            self._inspect(out, teachers)
 
     def _label_by_cross(self, out: Path, work: Path, *, teachers: str, bi_label: str) -> None:
-        columns = _teacher_columns(self.run.stage_path(bi_label), "bi-")
-        columns.update({f"cross-{i}": scores for i, scores in enumerate(self._score(teachers))})
-        keep = self.config.keep_label
-        weights = [keep if name.startswith("bi-") else 1 - keep for name in columns]
-        scores = merge_scores(list(columns.values()), weights=weights, scale=self.config.scale)
+        columns = read_teachers(read_labels(self.run.stage_path(bi_label)))
+        for i in range(len(self.backbones)):
+            columns[f"cross-{i}"] = self._score(score_pairs, self._teacher_path(teachers, i), symmetric=self.symmetric)
+        self._write_labels(out, columns)
+
+    def _score_views(self, folder: Path, i: int) -> dict[str, Scores]:
+        """What the bi-encoder in `folder` says of every pair, in each of the views that count."""
+        columns = {f"bi-{i}": self._score(score_pairs, folder)}
+        if self.config.simplified:
+            columns[f"plain-{i}"] = self._score(score_simplified, folder)
+        if self.config.alignment:
+            columns[f"align-{i}"] = self._score(score_alignments, folder)
+        return columns
+
+    def _write_labels(self, out: Path, columns: dict[str, Scores]) -> None:
+        columns = usable_columns(columns)
+        scores, keep = merge_labels(columns, self.config, backbones=[backbone.weight for backbone in self.backbones])
+        if keep is not None:
+            logger.info("labels: %.0f %% of the bi-encoders, the rest of the cross-encoders", 100 * keep)
         make_labels(self.pairs, columns, scores).to_parquet(str(out / "labels.parquet"))
+
+    def _inspect(self, out: Path, teachers: str) -> None:
+        """Say what speaks against the run while it has cost little."""
+        labels = read_labels(out)
+        scores = {**read_teachers(labels), "score": np.asarray(labels["score"], dtype=np.float32)}
+        first = next((int(name.removeprefix("bi-")) for name in scores if name.startswith("bi-")), 0)
+        strangers = score_pairs(
+            self._load_for_scoring(self._teacher_path(teachers, first)),
+            pair_strangers(self.pairs),
+            batch_tokens=self.config.batch_tokens,
+        )
+        inspection = inspect_pairs(
+            self.pairs, scores, strangers=strangers, dev=self.dev, tests=self.tests, symmetric=self.symmetric,
+            plain=teachers == START and detect_kind(self.backbones[first].bi) != "bi",
+        )  # fmt: skip
+        durable.write_json(out / "inspection.json", inspection.to_dict())
+        for finding in inspection.findings:
+            logger.warning("%s", finding.text)
 
     def _train_cross(self, out: Path, work: Path, *, cycle: int, carried: str | None, labels: str) -> None:
         for i in range(len(self.backbones)):
@@ -259,14 +307,22 @@ class _Distillation:
             _keep_model(model, out, i, context.work, log, card=card)
 
     def _train_bi(self, out: Path, work: Path, *, cycle: int, start: str, labels: str) -> None:
-        for i in range(len(self.backbones)):
+        chosen = self.config.student
+        for i in range(len(self.backbones)) if chosen is None else [chosen]:
             context = self._context(work, cycle, "bi", i)
             source = self.run.stage_path(start) / f"model-{i}"
             model = load_bi_encoder(source, device=self._device, trust_remote_code=self.trust_remote_code)
-            rows = read_labels(self.run.stage_path(labels))
-            log = train_bi_encoder(model, rows, settings=self.config.bi, context=context)
+            rows = thin_out(read_labels(self.run.stage_path(labels)), self.config.down_weight, seed=context.seed)
+            peer = self._load_peer(start, i)
+            log = train_bi_encoder(model, rows, settings=self.config.bi, context=context, peer=peer)
             card = self._describe_model(cycle, i, self.config.bi, pairs=len(rows))
             _keep_model(model, out, i, context.work, log, card=card)
+
+    def _load_peer(self, start: str, i: int) -> SentenceTransformer | None:
+        """Whose geometry the student keeps: the next backbone's at the start of this cycle, or else its own."""
+        if not self.config.bi.geometry or len(self.backbones) == 1:
+            return None
+        return load_bi_encoder(self._teacher_path(start, (i + 1) % len(self.backbones)), **self._loading)
 
     def _evaluate(self, cycle: int) -> dict[str, Any]:
         trained = {"bi": stage_name(cycle, "40-bi-train"), "cross": stage_name(cycle, "20-cross-train")}
@@ -291,14 +347,32 @@ class _Distillation:
                         figures, predictions[path] = self._score_on_dev(folder)
                         entry[form].append({"backbone": i, "path": path, **figures})
         if labels is not None:
-            bi, cross = (_teacher_columns(self.run.stage_path(labels), form) for form in ("bi-", "cross-"))
-            means = merge_scores(list(bi.values())), merge_scores(list(cross.values()))
-            entry["agreement"] = _percent(correlation(*means)["spearman"])
+            columns = read_teachers(read_labels(self.run.stage_path(labels)))
+            forms = [[columns[name] for name in columns if name.startswith(form)] for form in ("bi-", "cross-")]
+            if all(forms):  # a teacher without a usable score is left out
+                entry["agreement"] = _percent(correlation(*map(merge_scores, forms))["spearman"])
+            if choosing_by(self.config, has_dev=self.dev is not None) in CRITERIA:
+                self._judge(entry, columns)
         durable.write_json(out / "metrics.json", entry)
         if self.dev is not None:  # for the report
             kept = {"gold": list(self.dev["score"]), "scores": predictions}
             shared = count_overlap(read_labels(self.run.stage_path(labels)), self.dev) if labels else None
             durable.write_json(out / "dev.json", {**kept, "overlap": shared})
+
+    def _judge(self, entry: dict[str, Any], labels: dict[str, Scores]) -> None:
+        """Put the criteria without labels into `entry`: of each trained bi-encoder, and of its start beside it."""
+        rows = sample_rows(self.pairs, seed=self.config.seed)
+        students = [model for model in entry["bi"] if "/model-" in model["path"]]
+        judged = judge_students(
+            [(model["backbone"], self.run.folder / model["path"]) for model in students],
+            [self.run.stage_path(self._first) / f"model-{i}" for i in range(len(self.backbones))],
+            self.pairs.select(rows),
+            labels={name: scores[rows] for name, scores in labels.items()},
+            load=partial(load_bi_encoder, **self._loading),
+            seed=self.config.seed,
+        )
+        for model, criteria in zip(students, judged, strict=True):
+            model["criteria"] = criteria
 
     def _score_on_dev(self, folder: Path) -> tuple[dict[str, Any], list[float]]:
         """The figures of one model, and its score of every dev pair."""
@@ -314,17 +388,24 @@ class _Distillation:
             return {"score": None, "reason": found["reason"]}, kept
         return {"score": _percent(found["spearman"])}, kept
 
-    def _score(self, stage: str) -> list[Scores]:
-        return [
-            score_pairs(
-                self._load_for_scoring(self.run.stage_path(stage) / f"model-{i}"),
+    def _score(self, score: Callable[..., Scores], folder: Path, **options: Any) -> Scores:
+        """A teacher's scores of the pairs by `score`; NaN throughout where the teacher gives no number."""
+        try:
+            return score(
+                self._load_for_scoring(folder),
                 self.pairs,
-                symmetric=self.symmetric,
                 batch_tokens=self.config.batch_tokens,
                 progress=True,
+                **options,
             )
-            for i in range(len(self.backbones))
-        ]
+        except StateError as error:
+            logger.warning("%s: %s", folder, error)
+            return np.full(len(self.pairs), np.nan, dtype=np.float32)
+
+    def _teacher_path(self, stage: str, i: int) -> Path:
+        """The model of a backbone in `stage`; with one student alone the others stay what they were."""
+        path = self.run.stage_path(stage) / f"model-{i}"
+        return path if path.is_dir() else self.run.stage_path(self._first) / f"model-{i}"
 
     def _describe_model(self, cycle: int, i: int, settings: TrainingSettings, **texts: int) -> dict[str, Any]:
         """What a student's model card says of its making."""
@@ -365,24 +446,6 @@ class _Distillation:
         )
 
 
-def _warn_of_pairs(pairs: Dataset, dev: Dataset | None) -> None:
-    folded = [tuple(fold_sentence(text) for text in pair) for pair in zip(*_columns(pairs), strict=True)]
-    alike = sum(first == second for first, second in folded)
-    repeated = len(folded) - len({tuple(sorted(pair)) for pair in folded})
-    if len(pairs) < FEW_PAIRS:
-        logger.warning("only %d pairs: expect little of fewer than %d", len(pairs), FEW_PAIRS)
-    if repeated:
-        logger.warning("%d of %d pairs repeat another one (in either order); they count as often", repeated, len(pairs))
-    if alike:
-        logger.warning("%d of %d pairs have twice the same sentence, which teaches nothing", alike, len(pairs))
-    if dev is not None and (shared := count_overlap(pairs, dev))["pairs"]:
-        logger.warning("%d of %d dev pairs are also training pairs (without labels)", shared["pairs"], len(dev))
-
-
-def _columns(pairs: Dataset) -> tuple[list[str], list[str]]:
-    return list(pairs["sentence1"]), list(pairs["sentence2"])
-
-
 def _keep_model(
     model: Encoder, out: Path, i: int, work: Path, log: list[dict[str, Any]], *, card: Mapping[str, Any] | None = None
 ) -> None:
@@ -390,11 +453,6 @@ def _keep_model(
     if (work / "last").is_dir():
         shutil.copytree(work / "last", out / f"last-{i}")
     write_log(out / f"log-{i}.json", log)
-
-
-def _teacher_columns(stage: Path, prefix: str) -> dict[str, Scores]:
-    labels = read_labels(stage).with_format("numpy")
-    return {name: np.asarray(labels[name][:]) for name in labels.column_names if name.startswith(prefix)}
 
 
 def _seed(*parts: Any) -> int:
@@ -406,31 +464,3 @@ def _seed(*parts: Any) -> int:
 
 def _percent(value: Any) -> float | None:
     return None if value is None else round(100 * value, 2)
-
-
-def _describe_backbone(backbone: Backbone) -> dict[str, Any]:
-    return {
-        "bi": model_digest(backbone.bi),
-        "cross": None if backbone.cross is None else model_digest(backbone.cross),
-        "pooling": backbone.pooling,
-    }
-
-
-def _describe_config(config: DistillConfig, *, mined: bool) -> dict[str, Any]:
-    """The settings that matter: from given pairs nothing is bootstrapped or mined."""
-    return {name: value for name, value in to_dict(config).items() if mined or name not in ("bootstrap", "mine")}
-
-
-def _describe_texts(pairs: Dataset | None, sentences: Sequence[str] | None) -> dict[str, Any]:
-    if pairs is not None:
-        return {"rows": len(pairs), "sha256": _digest_rows(pairs, ("sentence1", "sentence2"))}
-    assert sentences is not None
-    rows = Dataset.from_dict({"sentence": list(sentences)})
-    return {"sentences": len(rows), "sha256": _digest_rows(rows, ("sentence",))}
-
-
-def _digest_rows(rows: Dataset, columns: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for values in zip(*(rows[name] for name in columns), strict=True):
-        digest.update(json.dumps(values, ensure_ascii=False).encode() + b"\n")
-    return digest.hexdigest()

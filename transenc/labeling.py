@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,16 @@ from datasets import Dataset, Features, Value
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from transenc.config import DistillConfig
 from transenc.encoders import Encoder, load_encoder
 from transenc.errors import InputError, StateError
+from transenc.metrics import correlation
 from transenc.scoring import score_pairs
 
 logger = logging.getLogger(__name__)
 
 Scores = NDArray[np.float32]
+_EARLIER = re.compile(r"^c\d+-")  # the cycle of a column that an earlier cycle hands on
 
 
 def label_pairs(
@@ -64,6 +68,141 @@ def label_pairs(
     return make_labels(pairs, by_teacher, merge_scores(columns, scale=scale))
 
 
+def weigh_columns(names: Sequence[str], config: DistillConfig, backbones: Sequence[float] = ()) -> list[float]:
+    """What each column of a form's teachers counts among them.
+
+    Args:
+        names: columns such as `bi-0`, `align-0`, `plain-0`, `overlap`, `cross-1`, or, of an earlier cycle, `c01-bi-0`.
+        config: the weights of the views.
+        backbones: the weights of the backbones, by their number; those beyond count 1.
+
+    Returns:
+        A weight a name.
+
+    Example:
+        >>> weigh_columns(["bi-0", "align-0", "bi-1"], DistillConfig(alignment=0.5), [1.0, 2.0])
+        [1.0, 0.5, 2.0]
+    """
+    views = {"align": config.alignment, "plain": config.simplified, "overlap": config.overlap}
+
+    def weigh(name: str) -> float:
+        view, _, number = _EARLIER.sub("", name).partition("-")
+        own = backbones[int(number)] if number and int(number) < len(backbones) else 1.0
+        return views.get(view, 1.0) * own
+
+    return [weigh(name) for name in names]
+
+
+def merge_labels(
+    columns: Mapping[str, Scores], config: DistillConfig, *, backbones: Sequence[float] = ()
+) -> tuple[Scores, float | None]:
+    """The label of every pair from all teachers: `keep * bi + (1 - keep) * cross` on one scale.
+
+    Args:
+        columns: teachers' scores by name (`weigh_columns`), n finite numbers each. `cross-*` is the cross-encoders'
+            share, the rest the bi-encoders'.
+        config: the weights, `keep_label` and `scale`. With `keep_label: agreement` the share of the cross-encoders is
+            r^4 / (2 + r^4), r their Spearman with the rest (0 if it is undefined or negative): a third if they agree,
+            next to nothing for a cross-encoder that has not caught up with its teachers (3 % at 0.5).
+        backbones: the backbones' weights.
+
+    Returns:
+        float32 of shape (n,), and the share kept; None without a cross-encoder.
+
+    Raises:
+        InputError: no column. StateError: a score is not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> columns = {"bi-0": np.array([0.0, 1.0]), "cross-0": np.array([0.6, 0.4])}
+        >>> merge_labels(columns, DistillConfig(keep_label="agreement", scale="raw"))
+        (array([0., 1.], dtype=float32), 1.0)
+    """
+    weight = dict(zip(columns, weigh_columns(list(columns), config, backbones), strict=True))
+    forms = [[name for name in columns if is_cross(name) == cross] for cross in (False, True)]
+    if not all(forms):
+        return merge_scores(list(columns.values()), weights=list(weight.values()), scale=config.scale), None
+    if isinstance(config.keep_label, str):
+        bi, cross = (
+            merge_scores([columns[n] for n in names], weights=[weight[n] for n in names], scale=config.scale)
+            for names in forms
+        )
+        keep = 2 / (2 + max(0.0, float(correlation(bi, cross)["spearman"] or 0.0)) ** 4)
+    else:
+        keep = config.keep_label
+    for names, share in zip(forms, (keep, 1 - keep), strict=True):
+        total = sum(weight[name] for name in names)
+        weight.update({name: share * weight[name] / total for name in names})
+    return merge_scores([columns[n] for n in weight], weights=list(weight.values()), scale=config.scale), keep
+
+
+def is_cross(name: str) -> bool:
+    """Whether a column of teachers' scores is a cross-encoder's.
+
+    Example:
+        >>> is_cross("c01-cross-0"), is_cross("align-0")
+        (True, False)
+    """
+    return _EARLIER.sub("", name).startswith("cross-")
+
+
+def usable_columns(columns: Mapping[str, Scores]) -> dict[str, Scores]:
+    """The teachers' columns without those that order nothing: NaN, infinite or constant ones, each with a warning.
+
+    Raises:
+        StateError: none is left.
+
+    Example:
+        >>> import numpy as np
+        >>> list(usable_columns({"bi-0": np.array([0.1, 0.2]), "bi-1": np.array([0.5, np.nan])}))
+        ['bi-0']
+    """
+    faults = {name: _find_fault(np.asarray(values)) for name, values in columns.items()}
+    if all(faults.values()):
+        raise StateError(f"no teacher is left to label the pairs: {'; '.join(f'{n}: {f}' for n, f in faults.items())}")
+    for name, fault in faults.items():
+        if fault:
+            logger.warning("teacher %s is left out of the labels: %s", name, fault)
+    return {name: values for name, values in columns.items() if not faults[name]}
+
+
+def _find_fault(scores: np.ndarray) -> str | None:
+    if not np.isfinite(scores).all():
+        return f"{np.count_nonzero(~np.isfinite(scores))} of {len(scores)} scores are not finite"
+    if len(scores) > 1 and np.ptp(scores) == 0:
+        return f"it scores every pair {scores[0]:.4g}"
+    return None
+
+
+def thin_out(labels: Dataset, share: float, *, seed: int) -> Dataset:
+    """Leave out pairs at random, the more likely the more their teachers disagree.
+
+    The disagreement of a pair is the standard deviation of its places in the teachers' rankings. The pair with the
+    r-th smallest of n stays with probability 1 - share * (r - 1) / (n - 1). Lists stay or go as a whole, by their mean.
+
+    Args:
+        labels: what `make_labels` gave, n rows.
+        share: 0 (all stay) to 1.
+        seed: decides what stays.
+
+    Returns:
+        The rows that stay, in their order.
+
+    Example:
+        >>> thin_out(read_labels(stage), 0.5, seed=0).num_rows  # doctest: +SKIP
+        750
+    """
+    columns = read_teachers(labels)
+    if share == 0 or len(columns) < 2 or len(labels) < 2:
+        return labels
+    disputed = np.stack([rankdata(scores) for scores in columns.values()]).std(axis=0)
+    lists = np.asarray(labels["list"]) if "list" in labels.column_names else np.arange(len(labels))
+    _, member, sizes = np.unique(lists, return_inverse=True, return_counts=True)
+    doubt = (rankdata(np.bincount(member, disputed) / sizes) - 1) / max(1, len(sizes) - 1)
+    stays = (np.random.default_rng(seed).random(len(sizes)) >= share * doubt)[member]
+    return labels.select(np.flatnonzero(stays))
+
+
 def make_labels(pairs: Dataset, columns: Mapping[str, Scores], scores: Scores) -> Dataset:
     """The pairs with one column a teacher and the merged `score`, clipped to [0, 1] (clipped rows are counted).
 
@@ -76,9 +215,10 @@ def make_labels(pairs: Dataset, columns: Mapping[str, Scores], scores: Scores) -
     clipped, count = clip_scores(scores)
     if count:
         logger.info("%d of %d labels lay outside [0, 1] and were clipped", count, len(clipped))
-    content: dict[str, Any] = {name: list(pairs[name]) for name in ("sentence1", "sentence2")}
+    kept = {"sentence1": "string", "sentence2": "string", "list": "int64"}
+    content: dict[str, Any] = {name: list(pairs[name]) for name in kept if name in pairs.column_names}
     content.update(columns, score=clipped)
-    kinds = {name: Value("string" if name.startswith("sentence") else "float32") for name in content}
+    kinds = {name: Value(kept.get(name, "float32")) for name in content}
     return Dataset.from_dict(content, Features(kinds))
 
 
@@ -89,6 +229,31 @@ def read_labels(stage: Path) -> Dataset:
         >>> read_labels(Path("run/stages/c01-10-bi-label"))["score"][:3]  # doctest: +SKIP
     """
     return read_rows(stage / "labels.parquet")
+
+
+def read_teachers(labels: Dataset, *, earlier: str | None = None) -> dict[str, Scores]:
+    """The columns of the teachers among labels, by name.
+
+    Args:
+        labels: what `make_labels` gave.
+        earlier: for labels of an earlier cycle, its name (`c01`), which its columns then carry in front; `overlap`,
+            which is the same in every cycle, is left out.
+
+    Example:
+        >>> pairs = Dataset.from_dict({"sentence1": ["a"], "sentence2": ["b"], "bi-0": [0.5], "score": [0.5]})
+        >>> list(read_teachers(pairs)), list(read_teachers(pairs, earlier="c01"))
+        (['bi-0'], ['c01-bi-0'])
+    """
+    rows = labels.with_format("numpy")
+    names = [name for name in labels.column_names if name not in ("sentence1", "sentence2", "list", "score")]
+    columns = {name: np.asarray(rows[name][:]) for name in names}
+    if earlier is None:
+        return columns
+    return {
+        name if _EARLIER.match(name) else f"{earlier}-{name}": scores
+        for name, scores in columns.items()
+        if name != "overlap"
+    }
 
 
 def read_rows(path: Path) -> Dataset:

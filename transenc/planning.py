@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
+from sentence_transformers import SentenceTransformer
 
-from transenc.config import Backbone, DistillConfig, TrainingSettings
+from transenc.config import LIST_LOSSES, Backbone, DistillConfig, TrainingSettings
 from transenc.encoders import detect_kind, load_bi_encoder, resolve_device, resolve_precision
 from transenc.errors import InputError
+from transenc.labeling import Scores
 from transenc.outcome import MAX_AUTO_CYCLES
+from transenc.preflight import Inspection, inspect_pairs, inspect_sentences, pair_strangers
 from transenc.scoring import score_pairs
+from transenc.targets import group_rows
 from transenc.training import train_steps
 
 START, BOOTSTRAP, MINE = "c00-00-start", "c00-10-bootstrap", "c00-20-mine"
@@ -71,6 +75,11 @@ def check_inputs(
         raise InputError(f"distillation needs at least 2 pairs, got {len(pairs)}")
     if sentences is not None:
         _check_sentences(sentences, symmetric=symmetric)
+    if config.student is not None and config.student >= len(backbones):
+        raise InputError(
+            f"student {config.student}: expected the number of a backbone, 0 to {len(backbones) - 1}, counted from 0"
+        )
+    _check_losses(config, pairs, symmetric=symmetric)
     if config.select == "dev" and dev is None:
         raise InputError("select 'dev' needs a dev set; give one (--dev FILE) or use --select last")
 
@@ -85,7 +94,29 @@ def describe_plan(
     symmetric: bool = True,
     device: str | None = None,
 ) -> list[dict[str, Any]]:
-    """The stages of a run with their sizes and a rough time, without running them.
+    """The stages of a run with their sizes and a rough time: the first half of `preview_run`.
+
+    Example:
+        >>> describe_plan([Backbone("my/encoder")], pairs, config=DistillConfig())  # doctest: +SKIP
+    """
+    plan, _ = preview_run(
+        backbones, pairs, sentences=sentences, config=config, dev=dev, symmetric=symmetric, device=device
+    )
+    return plan
+
+
+def preview_run(
+    backbones: Sequence[Backbone],
+    pairs: Dataset | None = None,
+    *,
+    sentences: Sequence[str] | None = None,
+    config: DistillConfig,
+    dev: Dataset | None = None,
+    tests: Mapping[str, Dataset] | None = None,
+    symmetric: bool = True,
+    device: str | None = None,
+) -> tuple[list[dict[str, Any]], Inspection]:
+    """The stages of a run with their sizes and a rough time, and what speaks against it, without running it.
 
     The time comes from scoring some of the pairs with the first backbone here and now, and from what a pass of
     training took beside a pass of scoring on a CPU (`_TRAINING_PASS`). Take it as the order of magnitude.
@@ -93,23 +124,37 @@ def describe_plan(
     From sentences, training on one counts as a pair, encoding one as half, and as many pairs are expected as mining may
     keep.
 
+    What speaks against it (see `preflight`) is found in all texts and in the scores of some of the pairs; labels of
+    sentences are not known before they are mined.
+
     Returns:
         One dict a stage: `stage`, `pairs` that pass through a model (a pair once in every epoch and order), `steps`
-        of training, `minutes`.
+        of training, `minutes`. And the inspection.
 
     Raises:
         InputError: unusable input.
 
     Example:
-        >>> describe_plan([Backbone("my/encoder")], pairs, config=DistillConfig())  # doctest: +SKIP
+        >>> plan, inspection = preview_run([Backbone("my/encoder")], pairs, config=DistillConfig())  # doctest: +SKIP
     """
     check_inputs(backbones, pairs, sentences, config=config, dev=dev, symmetric=symmetric)
-    texts = pairs if pairs is not None else _pair_up(sentences or ())
-    minutes_a_pair = _measure(backbones[0], texts, config, device)
-    n = len(texts) if sentences is None else config.mine.count_pairs(len(sentences))
+    device = resolve_device(device)
+    if pairs is not None:
+        n, rows = len(pairs), _sample(pairs)
+        scores, strangers, minutes_a_pair = _score_sample(backbones, pairs, rows, config, device)
+        inspection = inspect_pairs(
+            pairs, scores, rows=rows, strangers=strangers, dev=dev, tests=tests, symmetric=symmetric,
+            plain=detect_kind(backbones[0].bi) != "bi",
+        )  # fmt: skip
+    else:
+        texts = _pair_up(sentences or ())
+        n = config.mine.count_pairs(len(sentences or ()))
+        _, minutes_a_pair = _measure(_load(backbones[0], config, device), texts.select(_sample(texts)), config)
+        inspection = inspect_sentences(sentences or (), pairs=n, dev=dev, tests=tests)
     orders = 2 if symmetric else 1
+    trained_orders = 1 if config.cross.loss in LIST_LOSSES else orders  # lists keep theirs
     on_dev = 0 if dev is None else len(dev)
-    bi_steps, cross_steps = train_steps(n, config.bi), train_steps(orders * n, config.cross)
+    bi_steps, cross_steps = train_steps(n, config.bi), train_steps(trained_orders * n, config.cross)
     plan = []
 
     def add(stage: str, scored: float, trained: float = 0, factor: int = 0, steps: int = 0) -> None:
@@ -129,14 +174,27 @@ def describe_plan(
         add(MINE, len(sentences) / len(backbones) / 2)
     add(stage_name(0, "50-evaluate"), on_dev)
     for cycle in range(1, (config.cycles if isinstance(config.cycles, int) else MAX_AUTO_CYCLES) + 1):
-        add(stage_name(cycle, "10-bi-label"), n)
-        trained, factor = orders * n * config.cross.epochs, _training_pass(config.cross)
+        add(stage_name(cycle, "10-bi-label"), n * (1 + bool(config.simplified) + bool(config.alignment)))
+        trained, factor = trained_orders * n * config.cross.epochs, _training_pass(config.cross)
         add(stage_name(cycle, "20-cross-train"), orders * dev_passes(cross_steps), trained, factor, cross_steps)
         add(stage_name(cycle, "30-cross-label"), orders * n)
         trained, factor = n * config.bi.epochs, _training_pass(config.bi)
         add(stage_name(cycle, "40-bi-train"), dev_passes(bi_steps), trained, factor, bi_steps)
         add(stage_name(cycle, "50-evaluate"), (1 + orders) * on_dev)
-    return plan
+    return plan, inspection
+
+
+def _check_losses(config: DistillConfig, pairs: Dataset | None, *, symmetric: bool) -> None:
+    """Before the first stage, not after the labels: whether the losses will find the lists they need."""
+    if config.cross.symmetry and not symmetric:
+        raise InputError("cross symmetry: the order of asymmetric pairs matters; leave it out")
+    loss = next((form.loss for form in (config.cross, config.bi) if form.loss in LIST_LOSSES), None)
+    if loss is None:
+        return
+    if pairs is not None:
+        group_rows(pairs)
+    elif not config.mine.list_size:
+        raise InputError(f"loss {loss} needs lists; give --mine-list-size 8, or take a loss on pairs (cosent, bce)")
 
 
 def _check_sentences(sentences: Sequence[str], *, symmetric: bool) -> None:
@@ -162,15 +220,33 @@ def _training_pass(settings: TrainingSettings) -> int:
     return _TRAINING_PASS if settings.group_by_length else _TRAINING_PASS_MIXED
 
 
-def _measure(backbone: Backbone, pairs: Dataset, config: DistillConfig, device: str | None) -> float:
-    """Minutes that the bi-encoder takes for one pair."""
-    device = resolve_device(device)
+def _sample(pairs: Dataset) -> range:
+    return range(0, len(pairs), math.ceil(len(pairs) / _SAMPLE))
+
+
+def _load(backbone: Backbone, config: DistillConfig, device: str) -> SentenceTransformer:
     dtype = resolve_precision(config.precision, device=device)
-    model = load_bi_encoder(backbone.bi, pooling=backbone.pooling, device=device, dtype=dtype)
-    sample = pairs.select(range(0, len(pairs), math.ceil(len(pairs) / _SAMPLE)))
-    score_pairs(
-        model, sample.select(range(min(16, len(sample)))), batch_tokens=config.batch_tokens
-    )  # the first call warms up
+    return load_bi_encoder(backbone.bi, pooling=backbone.pooling, device=device, dtype=dtype)
+
+
+def _score_sample(
+    backbones: Sequence[Backbone], pairs: Dataset, rows: range, config: DistillConfig, device: str
+) -> tuple[dict[str, Scores], Scores, float]:
+    """What each backbone says of some of the pairs, and the first of unrelated sentences; its minutes for a pair."""
+    first = _load(backbones[0], config, device)
+    scores, minutes = _measure(first, pairs.select(rows), config)
+    columns = {"bi-0": scores}
+    for i, backbone in enumerate(backbones[1:], start=1):
+        columns[f"bi-{i}"] = score_pairs(
+            _load(backbone, config, device), pairs.select(rows), batch_tokens=config.batch_tokens
+        )
+    return columns, score_pairs(first, pair_strangers(pairs), batch_tokens=config.batch_tokens), minutes
+
+
+def _measure(model: SentenceTransformer, sample: Dataset, config: DistillConfig) -> tuple[Scores, float]:
+    """The bi-encoder's scores, and the minutes that it takes for one pair."""
+    warm_up = sample.select(range(min(16, len(sample))))  # the first call is slower
+    score_pairs(model, warm_up, batch_tokens=config.batch_tokens)
     started = time.perf_counter()
-    score_pairs(model, sample, batch_tokens=config.batch_tokens)
-    return (time.perf_counter() - started) / len(sample) / 60
+    scores = score_pairs(model, sample, batch_tokens=config.batch_tokens)
+    return scores, (time.perf_counter() - started) / len(sample) / 60

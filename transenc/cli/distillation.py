@@ -19,7 +19,7 @@ from transenc.cli.options import (
     to_json,
 )
 from transenc.cli.report import write_run_report
-from transenc.config import PRESETS, Backbone, DistillConfig, merge_config, read_config
+from transenc.config import PRESETS, SCALES, Backbone, DistillConfig, merge_config, read_config
 from transenc.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from transenc.distillation import DistillResult
+    from transenc.preflight import Inspection
 
-INPUTS = ("model", "cross_start", "pairs", "sentences", "dev", "pooling", "data", "snli", "asymmetric", "max_pairs",
-          "max_sentences")  # fmt: skip
+INPUTS = ("model", "cross_start", "weight", "pairs", "sentences", "dev", "test", "pooling", "data", "snli",
+          "asymmetric", "max_pairs", "max_sentences")  # fmt: skip
 
 
 def add_distill(verbs: Any) -> None:
@@ -48,6 +49,13 @@ def add_distill(verbs: Any) -> None:
         help="what the cross-encoder starts from, one for each --model; default: the model itself",
     )
     verb.add_argument(
+        "--weight",
+        action="append",
+        type=float,
+        metavar="W",
+        help="how much a --model counts among the teachers, one for each; default: 1",
+    )
+    verb.add_argument(
         "--pairs",
         help="pair file (tsv, csv, jsonl, parquet, `a||b` lines), Hub data set, "
         "or suite:NAME (sts, sickr, sts_sickr, mrpc, qnli, qqp; NAME-inductive)",
@@ -61,6 +69,12 @@ def add_distill(verbs: Any) -> None:
     )
     verb.add_argument("--output", required=True, help="run directory; the same command again resumes it")
     verb.add_argument("--dev", help="scored pairs that choose cycle and checkpoint: a file, or suite:stsb.dev")
+    verb.add_argument(
+        "--test",
+        action="append",
+        metavar="F",
+        help="scored pairs that will measure the result, a file or suite:NAME: say what they share with the pairs",
+    )
     verb.add_argument("--preset", choices=sorted(PRESETS), help="settings to begin with (default: default)")
     verb.add_argument("--config", metavar="YAML", help="settings file; a run's run.json repeats that run")
     verb.add_argument("--snli", action="store_true", default=None, help="add the SNLI pairs to a suite's pool")
@@ -87,7 +101,7 @@ def add_label(verbs: Any) -> None:
     verb.add_argument("--model", action="append", required=True, help="bi- or cross-encoder; several: their mean")
     verb.add_argument("--pairs", required=True, help="pair file, Hub data set or suite:NAME")
     verb.add_argument("--output", required=True, help="file to write: .tsv, .csv, .jsonl or .parquet")
-    verb.add_argument("--scale", choices=("raw", "quantile"), default="raw", help="bring several models to one scale")
+    verb.add_argument("--scale", choices=SCALES, default="raw", help="bring several models to one scale")
     verb.add_argument("--asymmetric", action="store_true", help="(a, b) differs from (b, a)")
     add_model_options(verb, precision="float32")
 
@@ -98,27 +112,36 @@ def _distill(arguments: argparse.Namespace) -> str:
         raise InputError("distill needs --model (or `model` in --config)")
     if not inputs.get("pairs") and not inputs.get("sentences"):
         raise InputError("distill needs --pairs or --sentences (or `pairs` or `sentences` in --config)")
-    starts = inputs.get("cross_start") or [None] * len(inputs["model"])
-    if len(starts) != len(inputs["model"]):
-        raise InputError(f"expected one --cross-start for each --model ({len(inputs['model'])}), found {len(starts)}")
+    models = inputs["model"]
+    starts, weights = (
+        inputs.get(name) or [default] * len(models) for name, default in (("cross_start", None), ("weight", 1.0))
+    )
+    for flag, given in (("--cross-start", starts), ("--weight", weights)):
+        if len(given) != len(models):
+            raise InputError(f"expected one {flag} for each --model ({len(models)}), found {len(given)}")
     quiet_libraries()
     from transenc.benchmarks import is_symmetric
-    from transenc.distillation import describe_plan, distill
+    from transenc.distillation import distill
+    from transenc.planning import preview_run
 
     pairs = _read_training_pairs(inputs, seed=config.seed) if inputs.get("pairs") else None
     sentences = _read_sentences(inputs, seed=config.seed) if inputs.get("sentences") else None
     suite = _suite_name(inputs.get("pairs") or "")
     symmetric = not inputs.get("asymmetric") and (suite is None or is_symmetric(suite))
     backbones = [
-        Backbone(bi, cross=cross, pooling=_find_pooling(bi, inputs))
-        for bi, cross in zip(inputs["model"], starts, strict=True)
+        Backbone(bi, cross=cross, pooling=_find_pooling(bi, inputs), weight=weight)
+        for bi, cross, weight in zip(models, starts, weights, strict=True)
     ]
-    dev = None if inputs.get("dev") is None else _read_dev(inputs["dev"], inputs.get("data"))
+    dev = None if inputs.get("dev") is None else _read_gold(inputs["dev"], inputs.get("data"))
+    tests = {name: _read_gold(name, inputs.get("data"), split="test") for name in inputs.get("test") or ()}
     if arguments.dry_run:
-        plan = describe_plan(
-            backbones, pairs, sentences=sentences, config=config, dev=dev, symmetric=symmetric, device=arguments.device
-        )
-        return to_json({"plan": plan}) if arguments.json else format_table(plan)
+        plan, inspection = preview_run(
+            backbones, pairs, sentences=sentences, config=config, dev=dev, tests=tests, symmetric=symmetric,
+            device=arguments.device,
+        )  # fmt: skip
+        if arguments.json:
+            return to_json({"plan": plan, "warnings": inspection.to_dict()})
+        return "\n".join([format_table(plan), "", *_describe_inspection(inspection)])
     result = distill(
         backbones,
         pairs,
@@ -126,6 +149,7 @@ def _distill(arguments: argparse.Namespace) -> str:
         output_dir=arguments.output,
         config=config,
         dev=dev,
+        tests=tests,
         symmetric=symmetric,
         device=arguments.device,
         fork=arguments.fork,
@@ -148,7 +172,7 @@ def _distill_settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], Di
     if "config" in content:  # a run.json
         content = {**content["config"], **(content.get("inputs") or {})}
     inputs = {name: content.pop(name) for name in INPUTS if name in content}
-    for name in ("model", "cross_start", "sentences"):
+    for name in ("model", "cross_start", "sentences", "test"):
         if isinstance(inputs.get(name), str):
             inputs[name] = [inputs[name]]
     for name in INPUTS:
@@ -205,15 +229,15 @@ def _read_sentences(inputs: Mapping[str, Any], *, seed: int) -> list[str]:
     return read_sentences(*inputs["sentences"], max_sentences=inputs.get("max_sentences"), seed=seed)
 
 
-def _read_dev(source: str, data: str | None) -> Dataset:
+def _read_gold(source: str, data: str | None, *, split: str = "dev") -> Dataset:
     from transenc.benchmarks import load_benchmark
     from transenc.pairs import read_gold
 
     suite = _suite_name(source)
     if suite is None:
         return read_gold(source)
-    task, _, split = suite.partition(".")
-    return load_benchmark(task, split=split or "dev", data=data)
+    task, _, named = suite.partition(".")
+    return load_benchmark(task, split=named or split, data=data)
 
 
 def _label(arguments: argparse.Namespace) -> str:
@@ -236,7 +260,14 @@ def _label(arguments: argparse.Namespace) -> str:
     return to_json(result) if arguments.json else f"{len(labels)} labelled pairs in {arguments.output}"
 
 
+def _describe_inspection(inspection: Inspection) -> list[str]:
+    findings = [f"* {finding.name}: {finding.text}" for finding in inspection.findings]
+    return [f"{inspection.verdict[0].upper()}{inspection.verdict[1:]}.", *findings]
+
+
 def _describe_result(result: DistillResult) -> str:
+    from transenc.outcome import explain_choice
+
     start = [entry["score"] for entry in result.history[0]["bi"]]
     rows = []
     for cycle in result.history:
@@ -253,8 +284,9 @@ def _describe_result(result: DistillResult) -> str:
                 }
             )
     best = result.best
-    if best["criterion"] == "last":
-        verdict = "No dev set: the last cycle was taken; whether it helped, `transenc evaluate --compare` can tell."
+    if best["criterion"] != "dev":
+        choice = explain_choice(best)
+        verdict = f"{choice[0].upper()}{choice[1:]}; whether it helped, `transenc evaluate --compare` can tell."
     elif best["start_won"]:
         verdict = "By the dev set it did not help: the start is the best bi-encoder."
     else:

@@ -26,6 +26,7 @@ def add_model_options(
     verb: argparse.ArgumentParser,
     *,
     pooling: bool = True,
+    device: bool = True,
     length: bool = True,
     batch: bool = True,
     data: bool = True,
@@ -35,7 +36,8 @@ def add_model_options(
     """Add the flags of every command that loads a model; `precision` is the default of that flag, None: no flag."""
     if pooling:
         verb.add_argument("--pooling", help="for bare Hugging Face folders: cls, mean, max, lasttoken")
-    verb.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+    if device:
+        verb.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
     if data:
         verb.add_argument("--data", help="folder of the benchmarks; default: $TRANSENC_DATA, else the Hub")
     if trust:
@@ -67,7 +69,7 @@ def add_settings(group: Any, default: Any, prefix: str = "") -> None:
         else:
             kind = field_types(type(default))[field.name]
             kinds = get_args(kind) or (kind,)
-            options["type"] = _number_or_text if kind == int | str else kinds[0]
+            options["type"] = kinds[0] if kinds[0] is str or str not in kinds else _number_or_text
             options["metavar"] = "NAME" if kind is str else "TEXT" if str in kinds else "N"
             options["choices"] = field.metadata["choices"]
         group.add_argument(f"--{name}", help=f"{field.metadata['help']} ({value})".replace("%", "%%"), **options)
@@ -97,24 +99,46 @@ def _flag_name(prefix: str, name: str) -> str:
     return (f"{prefix}-{name}" if prefix else name).replace("_", "-")
 
 
-def _number_or_text(text: str) -> int | str:
-    return int(text) if text.lstrip("-").isdigit() else text
+def _number_or_text(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
 
 
 def add_rerank_options(verb: argparse.ArgumentParser) -> None:
-    """Add the flags that name the cross-encoder of a search, and what it reads."""
-    verb.add_argument("--rerank", metavar="MODEL", help="cross-encoder: folder or Hub id")
+    """Add the flags that name what reranks a search, and what it reads."""
+    verb.add_argument(
+        "--rerank",
+        action="append",
+        metavar="MODEL",
+        help="cross- or bi-encoder: folder or Hub id; several: an ensemble",
+    )
     verb.add_argument(
         "--rerank-unit",
         choices=("sentence", "passage"),
         default="sentence",
-        help="what the cross-encoder reads: default: sentence, for one distilled on sentence pairs",
+        help="what reranking reads: default: sentence, for encoders trained on sentence pairs",
     )
+
+
+class OneBiEncoder(argparse.Action):
+    """A flag that names the bi-encoder of an index, and refuses a second one: argparse would take the last."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Keep the first value."""
+        if getattr(namespace, self.dest) is not None:
+            from transenc.search.models import ONE_BI_ENCODER
+
+            raise argparse.ArgumentError(self, ONE_BI_ENCODER)
+        setattr(namespace, self.dest, values)
 
 
 def add_index_model_options(verb: argparse.ArgumentParser, *, trust: bool = True) -> None:
     """Add the flags of a command that loads the encoder of an index, which itself says pooling and length."""
-    verb.add_argument("--model", help="where the index's bi-encoder lies now, if it was moved")
+    verb.add_argument("--model", action=OneBiEncoder, help="where the index's bi-encoder lies now, if it was moved")
     add_model_options(verb, pooling=False, length=False, data=False, trust=trust, precision="auto")
 
 

@@ -1,0 +1,211 @@
+"""Which recipe to use: labels scored on development pairs, then whole runs; what docs/study.md shows.
+
+    python scripts/study.py screen --start minilm=FOLDER --cross minilm=CROSS     # no training: the labels alone
+    python scripts/study.py run --start minilm=FOLDER --arm simplified --arm reference --pool inductive
+    python scripts/study.py run --start a=FOLDER --start b=FOLDER --arm overlap   # mutual distillation of both
+    python scripts/study.py write                                                 # the page, from the JSON so far
+
+The benchmarks come from $TRANSENC_DATA (or --data). Runs are durable and go to --work; the same command resumes. What
+they gave is copied to docs/results/study-*.json, from which alone the page's tables are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import cpu_name
+from reproduce_results import score_labels, score_once, stage_seconds
+from study_results import ARMS, DOCS, POOLS, SCREENS, write_page
+
+from transenc.benchmarks import load_benchmark
+from transenc.cli import main as transenc
+from transenc.config import DistillConfig, merge_config
+from transenc.durable import read_json, write_json
+from transenc.encoders import load_bi_encoder, load_encoder, resolve_precision
+from transenc.errors import TransencError
+from transenc.evaluation import compare, evaluate_sts
+from transenc.labeling import merge_labels
+from transenc.metrics import correlation
+from transenc.report.labels import read_label_stages
+from transenc.report.times import describe_stages
+from transenc.scoring import score_pairs
+from transenc.views import score_alignments, score_overlap, score_simplified
+
+DEV = (("stsb", "dev"), ("sickr", "trial"), ("sts12", "train"))
+START = "stages/c00-00-start"
+
+
+def main() -> int:
+    """Screen, run or write."""
+    parser = argparse.ArgumentParser(description="The study of docs/study.md.")
+    parser.add_argument("--data", default=os.environ.get("TRANSENC_DATA"), help="benchmarks; default: $TRANSENC_DATA")
+    studies = parser.add_subparsers(dest="study", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--start", required=True, action="append", type=_name, metavar="NAME=FOLDER", help="bi-encoder")
+    screen = studies.add_parser("screen", parents=[shared], help="score labels on development pairs")
+    screen.add_argument("--cross", action="append", default=[], type=_name, metavar="NAME=FOLDER", help="cross-encoder")
+    run = studies.add_parser("run", parents=[shared], help="distil, evaluate on the seven tasks")
+    run.add_argument("--arm", action="append", required=True, choices=ARMS, help="recipe")
+    run.add_argument("--pool", choices=POOLS, default="transductive")
+    run.add_argument("--pairs", type=int, help="a sample of so many of them; default: all")
+    run.add_argument("--seed", action="append", type=int, help="default: 2021")
+    run.add_argument("--work", type=Path, default=Path("runs/study"), help="folder of the runs (runs/study)")
+    run.add_argument("--extra", default="", help="flags of distill for every arm, e.g. '--bi-learning-rate 1e-4'")
+    studies.add_parser("write", help="docs/study.md from docs/results/study-*.json")
+    arguments = parser.parse_args()
+    try:
+        if arguments.study == "screen":
+            screen_labels(dict(arguments.start), dict(arguments.cross), arguments.data)
+        elif arguments.study == "run":
+            for seed in arguments.seed or [2021]:
+                for arm in arguments.arm:
+                    run_arm(arm, seed, arguments)
+        else:
+            write_page()
+    except TransencError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def screen_labels(starts: Mapping[str, str], crosses: Mapping[str, str], data: str | None) -> None:
+    """Spearman x 100 of every merge in SCREENS with the gold scores of the development pairs; nothing is trained."""
+    dev = {f"{task} {split}": load_benchmark(task, split=split, data=data) for task, split in DEV}
+    columns: dict[str, dict[str, np.ndarray]] = {name: {"overlap": score_overlap(rows)} for name, rows in dev.items()}
+    dtype = resolve_precision("auto")
+    for i, folder in enumerate(starts.values()):
+        model = load_bi_encoder(folder, dtype=dtype)
+        for name, rows in dev.items():
+            columns[name] |= {
+                f"bi-{i}": score_pairs(model, rows),
+                f"plain-{i}": score_simplified(model, rows),
+                f"align-{i}": score_alignments(model, rows),
+            }
+    for i, folder in enumerate(crosses.values()):
+        model = load_encoder(folder, dtype=dtype)
+        for name, rows in dev.items():
+            columns[name][f"cross-{i}"] = score_pairs(model, rows)
+    found = {}
+    for title, settings in SCREENS.items():
+        if not crosses and settings.get("keep_label", 1.0) != 1.0:
+            continue
+        figures = {}
+        for name, rows in dev.items():
+            kept = {column: values for column, values in columns[name].items() if _counts(column, settings)}
+            label, _ = merge_labels(
+                kept, merge_config(DistillConfig(), {"keep_label": 1.0, "simplified": 0.0, **settings})
+            )
+            figures[name] = round(100 * correlation(label, np.array(rows["score"]))["spearman"], 2)
+        found[title] = {**figures, "mean": round(float(np.mean(list(figures.values()))), 2)}
+        print(f"{title}: {found[title]}", file=sys.stderr)
+    name = "-".join([*starts, *(["cross"] if crosses else [])])
+    described = {
+        "starts": list(starts),
+        "cross": bool(crosses),
+        "rows": {name: len(rows) for name, rows in dev.items()},
+    }
+    write_json(DOCS / "results" / f"study-screen-{name}.json", {**described, "labels": found})
+
+
+def _counts(column: str, settings: Mapping[str, Any]) -> bool:
+    """Whether a column has a part in the label of these settings."""
+    view = column.partition("-")[0]
+    setting = {"plain": "simplified", "align": "alignment", "overlap": "overlap"}.get(view)
+    if view == "cross":
+        return settings.get("keep_label", 1.0) != 1.0
+    return setting is None or bool(settings.get(setting))
+
+
+def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> None:
+    """Distil (or resume) one recipe from the given starts, evaluate what it made, store the result."""
+    starts, data = dict(arguments.start), arguments.data
+    size = "" if arguments.pairs is None else f"-{arguments.pairs}"
+    run = arguments.work / f"{'-'.join(starts)}-{arguments.pool}{size}-{arm}-seed{seed}"
+    flags = [
+        "--pairs",
+        f"suite:{POOLS[arguments.pool]}",
+        *ARMS[arm],
+        *shlex.split(arguments.extra),
+        "--seed",
+        str(seed),
+    ]
+    flags += [] if arguments.pairs is None else ["--max-pairs", str(arguments.pairs)]
+    models = [word for folder in starts.values() for word in ("--model", folder)]
+    told = ["distill", *(word for name in starts for word in ("--model", f"${name.upper()}")), *flags]
+    print(f"$ transenc {shlex.join(told)}", file=sys.stderr, flush=True)
+    given = [] if data is None else ["--data", data]
+    if not (run / "best.json").exists() and (
+        code := transenc(["distill", *models, *flags, *given, "--output", str(run)])
+    ):
+        raise SystemExit(code)
+    best, described = read_json(run / "best.json"), read_json(run / "run.json")
+    last = best["history"][-1]
+    shown = [model["path"] for entry in best["history"] for model in (*entry["bi"], *entry["cross"])]
+    shown = [path for path in shown if "/model-" in path]
+    pairs = {path: score_once(run, path, data) for path in shown}
+    differences = {
+        path: compare(scores, pairs[f"{START}/{path.rpartition('/')[2]}"], data=data)["average"]
+        for path, scores in pairs.items()
+        if not path.startswith(START)
+    }
+    result = {
+        "arm": arm, "starts": list(starts), "pool": arguments.pool, "seed": seed,
+        "command": f"transenc {shlex.join(told)}", "pairs": described["pairs"]["rows"],
+        "config": described["config"],
+        "machine": {**described["machine"], "cpu": cpu_name(), "torch": torch.__version__},
+        "seconds": sum(stage_seconds(run, described).values()), "flops": count_flops(run, described),
+        "best": best["best"], "agreement": last["agreement"],
+        "scores": {path: evaluate_sts(found, data=data) for path, found in pairs.items()},
+        "to_start": differences, "to_reference": compare_with_reference(run, arm, best, pairs, data),
+        "labels": {} if len(starts) > 1 else score_labels(run, len(best["history"]) - 1, data),
+    }  # fmt: skip
+    write_json(DOCS / "results" / f"study-{run.name}.json", result)
+
+
+def compare_with_reference(
+    run: Path, arm: str, best: Mapping[str, Any], pairs: Mapping[str, Mapping[str, np.ndarray]], data: str | None
+) -> dict[str, Any] | None:
+    """The last cycle's bi-encoders minus the reference preset's, where that arm has been run on the same pairs."""
+    other = run.with_name(run.name.replace(f"-{arm}-seed", "-reference-seed"))
+    if arm == "reference" or not (other / "best.json").exists():
+        return None
+    last = {model["backbone"]: model["path"] for model in read_json(other / "best.json")["history"][-1]["bi"]}
+    return {
+        model["path"]: compare(pairs[model["path"]], score_once(other, last[model["backbone"]], data), data=data)[
+            "average"
+        ]
+        for model in best["history"][-1]["bi"]
+        if "/model-" in model["path"] and model["backbone"] in last
+    }
+
+
+def count_flops(run: Path, described: Mapping[str, Any]) -> float:
+    """Floating-point operations of a run, about: 6 a weight and token of training, 2 of labelling; no embeddings."""
+    weights = []
+    for i in range(len(described["backbones"])):
+        model = load_bi_encoder(str(run / START / f"model-{i}"))
+        tables = sum(m.weight.numel() for m in model.modules() if isinstance(m, torch.nn.Embedding))
+        weights.append(sum(p.numel() for p in model.parameters()) - tables)
+    stages = describe_stages(run, dict(described), read_label_stages(run))
+    return float(np.mean(weights)) * sum(
+        (6 if stage["stage"].endswith("train") else 2) * (stage["tokens"] or 0) for stage in stages
+    )
+
+
+def _name(text: str) -> tuple[str, str]:
+    name, _, folder = text.partition("=")
+    if not name or not folder:
+        raise argparse.ArgumentTypeError(f"expected NAME=FOLDER, found {text!r}")
+    return name, folder
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,118 @@
+"""The recipes of the study, and the measured parts of docs/study.md, made from docs/results/study-*.json alone.
+
+The page is written by hand but for what stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bootstrap_results import DOCS, fill, read_results
+from search_results import format_table
+
+from transenc.benchmarks import STS_TASKS
+from transenc.durable import write_file
+
+POOLS = {"transductive": "sts_sickr", "inductive": "sts_sickr-inductive"}
+
+ARMS: Mapping[str, tuple[str, ...]] = {
+    "reference": ("--preset", "reference", "--cycles", "1"),
+    "reference-cosent": ("--preset", "reference", "--cycles", "1", "--bi-loss", "cosent"),
+    "half": ("--keep-label", "0.5", "--simplified", "0"),
+    "agreement": ("--keep-label", "agreement", "--simplified", "0"),
+    "bi-only": ("--keep-label", "1", "--simplified", "3"),
+    "simplified": ("--keep-label", "0.67", "--simplified", "3"),
+    "default": (),
+    "alignment": ("--alignment", "4"),
+    "overlap": ("--overlap", "4"),
+    "lexical": ("--simplified", "0", "--alignment", "1", "--overlap", "1"),
+}
+"""Flags of `distill`, by the name of the recipe."""
+
+SCREENS: Mapping[str, dict[str, Any]] = {
+    "cosine (the start)": {},
+    "text without punctuation": {"simplified": 100.0},
+    "cosine + 3 x without punctuation": {"simplified": 3.0},
+    "cosine + token alignment": {"alignment": 1.0},
+    "cosine + words in common": {"overlap": 1.0},
+    "cosine + words in common + token alignment": {"overlap": 1.0, "alignment": 1.0},
+    "cosine + 3 x without punctuation + 2 x words in common": {"simplified": 3.0, "overlap": 2.0},
+    "cosine + 3 x without punctuation + 4 x words in common": {"simplified": 3.0, "overlap": 4.0},
+    "cross-encoder alone (the reference's label)": {"keep_label": 0.0},
+    "half cosine, half cross-encoder": {"keep_label": 0.5},
+    "cosine and cross-encoder by agreement": {"keep_label": "agreement"},
+    "cosine + 3 x without punctuation, cross-encoder by agreement": {"keep_label": "agreement", "simplified": 3.0},
+    "3 x without punctuation + 2 x words in common, cross-encoder by agreement": {
+        "keep_label": "agreement",
+        "simplified": 3.0,
+        "overlap": 2.0,
+    },
+}
+"""Settings of the label stage, by what they average; a weight of 100 leaves next to nothing to the rest."""
+
+
+def write_page() -> None:
+    """Put the measured parts into docs/study.md."""
+    page = DOCS / "study.md"
+    write_file(page, fill(page.read_text(encoding="utf-8"), render_blocks(), name="docs/study.md"))
+
+
+def render_blocks() -> dict[str, str]:
+    """Name -> Markdown of every measured part."""
+    results = read_results("study-*.json")
+    screens = [result for result in results if "labels" in result and "arm" not in result]
+    runs = [result for result in results if "arm" in result]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for run in runs:
+        groups[" + ".join(run["starts"]), run["pool"], run["pairs"]].append(run)
+    return {
+        "screens": "\n\n".join(map(describe_screen, screens)) or "not run",
+        "runs": "\n\n".join(describe_runs(*key, groups[key]) for key in sorted(groups)) or "not run",
+        "commands": "\n".join(f"    {run['command']}" for run in runs) or "not run",
+    }
+
+
+def describe_screen(result: Mapping[str, Any]) -> str:
+    """A table of labels, scored on the development pairs."""
+    names = [*result["rows"], "mean"]
+    rows = [[title, *(f"{figures[name]:.2f}" for name in names)] for title, figures in result["labels"].items()]
+    sizes = ", ".join(f"{name}: {count:,}" for name, count in result["rows"].items())
+    cross = ", and a cross-encoder distilled from it" if result["cross"] else ""
+    return f"**{' + '.join(result['starts'])}{cross}** ({sizes} pairs)\n\n{format_table(['label', *names], rows)}"
+
+
+def describe_runs(starts: str, pool: str, pairs: int, runs: Sequence[Mapping[str, Any]]) -> str:
+    """The runs from one start (or several) on one pool: the start, then each recipe's models of the last cycle."""
+    rows: dict[str, list[str]] = {}
+    for run in sorted(runs, key=lambda run: (list(ARMS).index(run["arm"]), run["seed"])):
+        for path, scores in run["scores"].items():
+            is_start, number = path.startswith("stages/c00"), int(path.rpartition("-")[2])
+            who = f" of {run['starts'][number]}" if len(run["starts"]) > 1 else ""
+            form = "cross" if "cross" in path else "bi"
+            name = (
+                f"start{who}" if is_start else f"{run['arm']}, seed {run['seed']}, cycle {int(path[8:10])} {form}{who}"
+            )
+            rows[name] = [
+                name,
+                *(f"{scores[task]:.2f}" for task in (*STS_TASKS, "average")),
+                "" if is_start else show(run["to_start"][path]),
+                show((run["to_reference"] or {}).get(path)),
+                "" if is_start else f"{run['seconds'] / 60:.0f}",
+                "" if is_start else f"{run['flops'] / 1e12:.0f}",
+            ]
+    starts_first = sorted(rows.values(), key=lambda row: not row[0].startswith("start"))
+    names = ["model", *STS_TASKS, "average", "to start", "to reference", "min", "TFLOP"]
+    machine = runs[0]["machine"]
+    return (
+        f"**{starts}, {pool} pool, {pairs:,} pairs**\n\n{format_table(names, starts_first)}\n\n"
+        f"{machine['threads']} thread(s) of {machine['cpu']}, {machine['device']}, {machine['precision']} arithmetic."
+    )
+
+
+def show(difference: Mapping[str, float] | None) -> str:
+    """A difference with its interval."""
+    if not difference:
+        return ""
+    return f"{difference['difference']:+.2f} ({difference['low']:+.2f} to {difference['high']:+.2f})"

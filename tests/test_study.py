@@ -1,0 +1,106 @@
+"""The study of docs/study.md: it runs end to end on tiny models, and the page says what the JSON says."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from transenc.benchmarks import load_benchmark
+from transenc.encoders import load_bi_encoder, resolve_precision
+from transenc.metrics import correlation
+from transenc.scoring import score_pairs
+
+ROOT = Path(__file__).parents[1]
+EXTRA = "--bi-batch-size 8 --cross-batch-size 8 --select last"
+
+
+@pytest.fixture(autouse=True)
+def script_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import study
+
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    monkeypatch.setattr(study, "DOCS", tmp_path / "docs")
+
+
+def run_study(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    import study
+
+    monkeypatch.setattr(sys, "argv", ["study.py", *map(str, arguments)])
+    return study.main()
+
+
+def read(tmp_path: Path, name: str) -> dict[str, Any]:
+    return json.loads((tmp_path / "docs" / "results" / f"study-{name}.json").read_text(encoding="utf-8"))
+
+
+def test_labels_are_screened_without_training(
+    monkeypatch: pytest.MonkeyPatch, tiny_bi: Path, tiny_cross: Path, benchmarks: Path, tmp_path: Path
+) -> None:
+    from study_results import SCREENS, describe_screen
+
+    assert not run_study(monkeypatch, "--data", benchmarks, "screen", "--start", f"a={tiny_bi}", "--cross",
+                         f"a={tiny_cross}")  # fmt: skip
+    result = read(tmp_path, "screen-a-cross")
+    assert list(result["labels"]) == list(SCREENS)
+    dev = load_benchmark("stsb", split="dev", data=benchmarks)
+    model = load_bi_encoder(tiny_bi, dtype=resolve_precision("auto"))
+    expected = correlation(score_pairs(model, dev), list(dev["score"]))["spearman"]
+    assert result["labels"]["cosine (the start)"]["stsb dev"] == pytest.approx(100 * expected, abs=0.006)
+    assert len({str(figures) for figures in result["labels"].values()}) > 5  # the settings differ in what they give
+    page = describe_screen(result)
+    assert all(f"{figures['mean']:.2f}" in page for figures in result["labels"].values())
+
+
+def test_an_arm_is_run_once_and_told_with_its_intervals(
+    monkeypatch: pytest.MonkeyPatch, tiny_bi: Path, benchmarks: Path, tmp_path: Path
+) -> None:
+    import study
+    from study_results import describe_runs
+
+    call = ["--data", benchmarks, "run", "--start", f"a={tiny_bi}", "--arm", "reference", "--arm", "half", "--pairs",
+            12, "--work", tmp_path / "work", f"--extra={EXTRA} --bi-epochs 1"]  # fmt: skip
+    assert not run_study(monkeypatch, *call)
+    name = "a-transductive-12-half-seed2021"
+    result = read(tmp_path, name)
+    assert result["pairs"] == 12 and result["config"]["keep_label"] == 0.5 and result["flops"] > 0
+    assert "$A" in result["command"] and str(tmp_path) not in result["command"]
+    start, bi, cross = result["scores"]
+    change = result["scores"][bi]["average"] - result["scores"][start]["average"]
+    assert result["to_start"][bi]["difference"] == pytest.approx(change, abs=1e-6)
+    assert result["to_start"][bi]["low"] <= change <= result["to_start"][bi]["high"]
+    other = read(tmp_path, "a-transductive-12-reference-seed2021")
+    assert other["to_reference"] is None
+    gain = result["scores"][bi]["average"] - other["scores"][bi]["average"]
+    assert result["to_reference"][bi]["difference"] == pytest.approx(gain, abs=1e-6)
+
+    monkeypatch.setattr(study, "transenc", lambda _: pytest.fail("a finished run was started again"))
+    assert not run_study(monkeypatch, *call)
+    assert read(tmp_path, name) == result
+
+    page = describe_runs("a", "transductive", 12, [other, result])
+    for path in (bi, cross):
+        assert f"{result['scores'][path]['average']:.2f} | {result['to_start'][path]['difference']:+.2f}" in page
+    assert page.count("| start |") == 1
+
+
+def test_what_cannot_be_read_ends_with_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, tiny_bi: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_study(monkeypatch, "--data", tmp_path / "none", "screen", "--start", f"a={tiny_bi}") == 2
+    assert "none" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        run_study(monkeypatch, "run", "--start", "nameless", "--arm", "half")
+    assert "expected NAME=FOLDER, found 'nameless'" in capsys.readouterr().err
+
+
+def test_the_page_is_made_of_the_results() -> None:
+    from bootstrap_results import fill
+    from study_results import render_blocks
+
+    page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    assert fill(page, render_blocks(), name="docs/study.md") == page
