@@ -233,7 +233,7 @@ def distil(study: Study, pool: str, source: str, start: Path, arguments: argpars
     from transenc.distillation import distill
 
     rate, seed = arguments.distill_learning_rate, arguments.seed[0]
-    default = DistillConfig()
+    default = DistillConfig(keep_label=0.5, simplified=0.0, select="last")  # as it was when the ladder was climbed
     config = dataclasses.replace(
         default,
         cycles=arguments.cycles,

@@ -148,10 +148,17 @@ def configure(plan: Plan) -> DistillConfig:
         bi = BiTrainingSettings(epochs=10, batch_size=128, learning_rate=plan.rate, max_length=32, loss="mse")
         cross = CrossTrainingSettings(learning_rate=2e-5, warmup=0.1)
         return DistillConfig(
-            cycles=plan.cycles, seed=plan.seed, keep_label=0.0, scale="raw", select="last", bi=bi, cross=cross
+            cycles=plan.cycles,
+            seed=plan.seed,
+            keep_label=0.0,
+            simplified=0.0,
+            scale="raw",
+            select="last",
+            bi=bi,
+            cross=cross,
         )
     return DistillConfig(
-        cycles=plan.cycles, seed=plan.seed, keep_label=0.5, scale="quantile", select="last",
+        cycles=plan.cycles, seed=plan.seed, keep_label=0.5, simplified=0.0, scale="quantile", select="last",
         bi=BiTrainingSettings(epochs=2, learning_rate=plan.rate, max_length=32),
         cross=CrossTrainingSettings(learning_rate=plan.rate, max_length=128, warmup=0.1, group_by_length=True),
     )  # fmt: skip
@@ -210,7 +217,7 @@ def look(run: Mapping[str, Any], start: Path, folder: Path, data: str | None) ->
         merged = {form.rstrip("-"): mean_rank(list(columns.values())) for form, columns in forms.items()}
         few = sample.select(range(min(SYMMETRY, len(sample))))
         keep(folder / f"labels-{cycle}.npz", lambda path=path, merged=merged, few=few: {
-            **merged, "symmetry": np.array(order_symmetry(load(path), few) or np.nan)})  # fmt: skip
+            **merged, "symmetry": np.array(order_symmetry(load(path), few) or 0.0)})  # fmt: skip
     if run.get("pool") == "sts_sickr" and run["start"] in UNSEEN:
         unseen = draw_unseen(rows, data)
         keep(folder / "unseen-teachers.npz", lambda: judge_by_teachers(start, unseen))

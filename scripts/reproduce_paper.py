@@ -15,7 +15,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -258,14 +258,14 @@ def reproduce(run: PaperRun, models: dict[str, str], *, output: Path, data: str 
 
 
 def choose(history: Sequence[dict[str, Any]], backbone: int, *, config: DistillConfig, gold: bool) -> dict[str, Any]:
-    """The cycle and path of a backbone's best model in each form: by the dev set, or as transenc does without one.
+    """The cycle and path of a backbone's best model in each form: by the dev set, or the last cycle's.
 
     Without gold the last checkpoint of a training is taken, where the dev set chose another one.
     """
     from transenc.outcome import choose_best
 
     own = [{**e, **{form: [m for m in e[form] if m["backbone"] == backbone] for form in FORMS}} for e in history]
-    best = choose_best(own, config, has_dev=gold)
+    best = choose_best(own, config if gold else replace(config, select="last"), has_dev=gold)
     chosen = {}
     for form in FORMS:
         path = best[form]["path"]
@@ -295,7 +295,7 @@ def write_page(output: Path) -> Path:
         "# The paper's runs",
         "Spearman x100, mean of the seven STS tests (binary tasks: AUC x100 of the test set). *Expected*: `published` "
         "in the README of the reference code, or `recalled` from the paper and not read again. *gold dev*: the scored "
-        "dev set chose cycle and checkpoint, as in the paper; *without gold*: what transenc takes without one. Behind "
+        "dev set chose cycle and checkpoint, as in the paper; *without gold*: the last cycle. Behind "
         "a figure, its difference to the expected one; several seeds: their mean, and the range in brackets.",
         _to_markdown(summarize(results)),
         *(_describe(result) for result in results),

@@ -142,9 +142,7 @@ def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> None:
     told = ["distill", *(word for name in starts for word in ("--model", f"${name.upper()}")), *flags]
     print(f"$ transenc {shlex.join(told)}", file=sys.stderr, flush=True)
     given = [] if data is None else ["--data", data]
-    if not (run / "best.json").exists() and (
-        code := transenc(["distill", *models, *flags, *given, "--output", str(run)])
-    ):
+    if code := transenc(["distill", *models, *flags, *given, "--output", str(run)]):  # a finished run is left alone
         raise SystemExit(code)
     best, described = read_json(run / "best.json"), read_json(run / "run.json")
     last = best["history"][-1]

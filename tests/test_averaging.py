@@ -194,6 +194,43 @@ def test_cross_encoders_of_other_activations_are_refused(tiny_cross: Path) -> No
         average_weights(models)
 
 
+def test_other_settings_of_the_modules_are_refused(tiny_bi: Path) -> None:
+    models = [load_bi_encoder(tiny_bi) for _ in range(2)]
+    models[1].similarity_fn_name = "dot"
+    with pytest.raises(InputError, match='similarity_fn_name: expected "cosine", found "dot"'):
+        average_weights(models)
+    models[1].similarity_fn_name = "cosine"
+    models[1][0].do_lower_case = True
+    with pytest.raises(InputError, match="do_lower_case: expected false, found true"):
+        average_weights(models)
+
+
+def make_new_head(bi: Path, *, seed: int) -> CrossEncoder:
+    torch.manual_seed(seed)
+    return load_cross_encoder(bi, new_head=True)
+
+
+def test_heads_that_were_drawn_apart_are_refused(tiny_bi: Path, caplog: pytest.LogCaptureFixture) -> None:
+    models = [make_new_head(tiny_bi, seed=seed) for seed in (0, 1)]
+    with pytest.raises(InputError) as raised:
+        average_weights(models)
+    message = str(raised.value)
+    assert message.startswith("models[1] cannot be averaged with models[0]: their heads do not come from one start")
+    assert "--continue-cross" in message and "--cross-start" in message and "\n" not in message
+    assert caplog.text == ""  # all weights together look alike
+    same = [change(make_new_head(tiny_bi, seed=3), seed=seed, size=0.001) for seed in (0, 1)]
+    assert isinstance(average_weights(same), CrossEncoder)
+
+
+def test_a_pooler_that_was_drawn_apart_is_refused(tiny_cross: Path) -> None:
+    models = [load_cross_encoder(tiny_cross) for _ in range(2)]
+    pooler = models[1].transformers_model.bert.pooler.dense.weight
+    with torch.no_grad():
+        pooler.copy_(0.02 * torch.randn(pooler.shape, generator=torch.Generator().manual_seed(5)))
+    with pytest.raises(InputError, match=r"do not come from one start \(cosine of .*pooler.dense.weight"):
+        average_weights(models)
+
+
 def test_whole_numbers_must_be_equal(tiny_bi: Path) -> None:
     models = [load_bi_encoder(tiny_bi) for _ in range(2)]
     for number, model in enumerate(models):

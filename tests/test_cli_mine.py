@@ -120,7 +120,10 @@ def test_lists_are_written_as_pairs_of_the_same_list(
         (["--output", "p.tsv", "--max-pairs", "1"], "max_pairs must be 2 or more, found 1"),
         (["--output", "p.tsv", "--seed", "-1"], "--seed must be 0 or more, found -1"),
         (["--output", "p.tsv", "--skip-empty"], "--skip-empty: only for --corpus"),
-        (["--output", "p.jsonl", "--lists", "1"], "list_size must be 0, or 2 or more, found 1"),
+        (["--output", "p.jsonl", "--lists", "0"], "--lists must be 2 or more, found 0"),
+        (["--output", "p.jsonl", "--list-size", "1"], "list_size must be 0, or 2 or more, found 1"),
+        (["--output", "p.jsonl", "--lists", "4", "--list-size", "8"], "--lists 4 and --list-size 8 mean the same"),
+        (["--output", "p.jsonl", "--lists", "4", "--list-size", "0"], "--lists 4 and --list-size 0 mean the same"),
         (["--output", "p.jsonl", "--max-sentences", "1"], "max_sentences: expected at least 2, found 1"),
     ],
 )

@@ -248,13 +248,16 @@ def test_the_start_has_to_be_exceeded(figures: list[tuple[Any, Any]], bi: int, c
     assert said in explain_choice(best)
 
 
-def test_several_backbones_are_each_compared_with_their_own_start() -> None:
-    strong, weak = candidate(1, 0.95, 0.94), candidate(1, 0.7, 0.8, backbone=1)
-    best = choose_best(history([strong, weak]), BY_ALIGNMENT, has_dev=False)
-    assert (best["bi"]["path"], best["cross"]["path"]) == ("c1/model-1", "x1/model-1")
-    worse = candidate(1, 0.7, 0.6, backbone=1)
-    best = choose_best(history([strong, worse]), BY_ALIGNMENT, has_dev=False)
-    assert (best["bi"]["path"], best["cross"]["path"]) == ("c0/model-0", "x1/model-0")  # the start with the best figure
+def test_of_several_backbones_the_first_is_handed_on() -> None:
+    """However much the second gains: without labels two backbones cannot be compared."""
+    weak = candidate(1, 0.7, 0.8, backbone=1)
+    for trained, path in ((0.94, "c0/model-0"), (0.96, "c1/model-0")):
+        best = choose_best(history([candidate(1, 0.95, trained), weak]), BY_ALIGNMENT, has_dev=False)
+        assert (best["bi"]["path"], best["cross"]["path"]) == (path, "x1/model-0")
+    for select in ("last", "start"):
+        entries = history([candidate(1, 0.95, 0.94), weak])
+        best = choose_best(entries, DistillConfig(select=select, student=1), has_dev=False)
+        assert (best["bi"]["backbone"], best["cross"]["backbone"]) == (1, 1)
 
 
 def test_by_default_the_gain_chooses_and_no_margin_is_asked_twice() -> None:

@@ -22,7 +22,7 @@ from transformers import set_seed
 
 from transenc import durable
 from transenc.config import PRESETS, Backbone, BiTrainingSettings, DistillConfig
-from transenc.distillation import DistillResult, _keep_model, describe_plan, distill
+from transenc.distillation import DistillResult, _Distillation, _keep_model, describe_plan, distill
 from transenc.encoders import load_bi_encoder, load_cross_encoder, load_encoder
 from transenc.errors import InputError, StateError
 from transenc.metrics import correlation
@@ -186,21 +186,47 @@ def test_one_student_learns_from_all_and_the_others_stay_what_they_were(
 
 
 def test_a_teacher_without_numbers_is_left_out(
-    tiny_bi: Path, tiny_bi_b: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tiny_bi: Path, tiny_bi_b: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    broken = load_bi_encoder(tiny_bi_b, device="cpu")
-    with torch.no_grad():
-        next(broken.parameters())[:] = float("nan")
-    broken.save_pretrained(str(tmp_path / "broken"))
-    config = dataclasses.replace(PLAIN, student=0)
-    with caplog.at_level(logging.WARNING), pytest.raises(StateError):
-        run(tmp_path / "alone", tmp_path / "broken", config=config)
-    with caplog.at_level(logging.WARNING), pytest.raises(StateError):
-        # its cross-encoder cannot be trained: that is no teacher to leave out, but a training that fails
-        run(tmp_path / "both", tiny_bi, tmp_path / "broken", config=config)
-    labels = read_labels(tmp_path / "both/stages/c01-10-bi-label")
-    assert list(labels) == ["sentence1", "sentence2", "bi-0", "score"]
+    broken = tmp_path / "run/stages/c00-00-start/model-1"
+    plain = _Distillation._load_for_scoring
+
+    def load(self: _Distillation, folder: Path) -> Any:
+        if folder == broken:
+            raise StateError("the bi-encoder gave NaN or inf for 16 texts")
+        return plain(self, folder)
+
+    monkeypatch.setattr(_Distillation, "_load_for_scoring", load)
+    with caplog.at_level(logging.WARNING):
+        run(tmp_path / "run", tiny_bi, tiny_bi_b, config=dataclasses.replace(PLAIN, simplified=1.0))
+    labels = [read_labels(tmp_path / f"run/stages/c01-{stage}-label") for stage in ("10-bi", "30-cross")]
+    assert list(labels[0]) == ["sentence1", "sentence2", "bi-0", "plain-0", "score"]
+    assert list(labels[1]) == ["sentence1", "sentence2", "bi-0", "plain-0", "cross-0", "cross-1", "score"]
     assert "teacher bi-1 is left out of the labels: 16 of 16 scores are not finite" in caplog.text
+    assert "gave NaN or inf for 16 texts" in caplog.text
+
+
+def test_a_fork_with_another_student_trains_it(tiny_bi: Path, tiny_bi_b: Path, tmp_path: Path) -> None:
+    first = dataclasses.replace(PLAIN, student=0)
+    run(tmp_path / "first", tiny_bi, tiny_bi_b, config=first)
+    second = dataclasses.replace(PLAIN, student=1, select="last")
+    result = run(tmp_path / "fork", tiny_bi, tiny_bi_b, config=second, fork=tmp_path / "first")
+    assert [path.name for path in (tmp_path / "fork/stages/c01-40-bi-train").glob("model-*")] == ["model-1"]
+    assert (result.best["bi"]["backbone"], result.best["cross"]["backbone"]) == (1, 1)
+    alone = run(tmp_path / "alone", tiny_bi, tiny_bi_b, config=second)
+    assert fingerprint(tmp_path / "fork") == fingerprint(tmp_path / "alone")
+    assert alone.best["bi"] == result.best["bi"]
+
+
+def test_auto_follows_the_student_and_not_a_better_teacher() -> None:
+    def model(backbone: int, score: float) -> dict[str, Any]:
+        return {"backbone": backbone, "path": f"c/model-{backbone}", "score": score}
+
+    history = [
+        {"cycle": 0, "bi": [model(0, 85.0), model(1, 60.0)], "agreement": None},
+        {"cycle": 1, "bi": [model(1, 70.0)], "agreement": 90.0},
+    ]
+    assert wants_cycle(history, DistillConfig(cycles="auto", student=1), has_dev=True)
 
 
 def test_a_student_beyond_the_backbones_is_refused(tiny_bi: Path, tmp_path: Path) -> None:
@@ -663,7 +689,8 @@ def test_a_plan_lists_the_stages_and_their_sizes(finished: tuple[Path, DistillRe
     ]
     assert all(stage["minutes"] >= 0 for stage in plan)
     two = describe_plan(
-        [Backbone(str(tiny_bi))] * 2, PAIRS, config=DistillConfig(cycles=2, bi=BiTrainingSettings(batch_size=5)),
+        [Backbone(str(tiny_bi))] * 2, PAIRS,
+        config=DistillConfig(cycles=2, simplified=0.0, bi=BiTrainingSettings(batch_size=5)),
         symmetric=False, device="cpu",
     )  # fmt: skip
     assert [(stage["stage"], stage["pairs"], stage["steps"]) for stage in two][-5:] == [

@@ -159,7 +159,7 @@ def test_the_share_of_the_forms_is_kept_whatever_the_number_of_columns() -> None
 def test_backbones_count_as_much_as_their_weights_in_every_cycle() -> None:
     names = ["c01-bi-1", "bi-0", "plain-1", "overlap", "cross-1"]
     config = DistillConfig(simplified=0.5, overlap=3.0)
-    assert weigh_columns(names, config, [1.0, 4.0]) == [4.0, 1.0, 2.0, 3.0, 4.0]
+    assert weigh_columns(names, config, [1.0, 4.0]) == [4.0, 1.0, 2.0, 15.0, 4.0]
 
 
 @pytest.mark.parametrize(
@@ -204,6 +204,28 @@ def test_pairs_that_teachers_disagree_on_are_thinned_out() -> None:
     assert len(stays) == pytest.approx(n / 2, rel=0.15)
     first = sum(row < n // 2 for row in stays)
     assert first > 2 * (len(stays) - first)
+
+
+def test_lists_are_thinned_out_as_a_whole() -> None:
+    queries = [str(row // 4) for row in range(400)]
+    pairs = Dataset.from_dict({"sentence1": queries, "sentence2": [f"t{row}" for row in range(400)]})
+    rng = np.random.default_rng(3)
+    labels = make_labels(pairs, {"bi-0": rng.random(400), "cross-0": rng.random(400)}, rng.random(400))
+    kept = thin_out(labels, 0.8, seed=1, lists=True)
+    counts = np.unique(np.array(kept["sentence1"]), return_counts=True)[1]
+    assert set(counts) == {4} and 20 < len(counts) < 90
+    assert set(np.unique(np.array(thin_out(labels, 0.8, seed=1)["sentence1"]), return_counts=True)[1]) > {4}
+
+
+def test_words_in_common_are_no_teacher_of_their_own() -> None:
+    with pytest.raises(StateError, match="no teacher is left"):
+        usable_columns({"bi-0": np.full(3, np.nan), "overlap": np.arange(3.0), "c01-bi-0": np.arange(3.0)})
+
+
+def test_words_in_common_weigh_the_same_whatever_the_backbones_weigh_to_each_other() -> None:
+    config = DistillConfig(overlap=1.0, simplified=0.0)
+    assert weigh_columns(["bi-0", "overlap"], config, [10.0]) == [10.0, 10.0]
+    assert weigh_columns(["bi-0", "bi-1", "overlap"], config, [1.0, 3.0]) == [1.0, 3.0, 4.0]
 
 
 def test_one_teacher_alone_disagrees_with_nobody() -> None:

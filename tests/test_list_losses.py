@@ -128,11 +128,18 @@ def test_lists_are_read_as_written_and_sampled_whole(tmp_path: Path, suffix: str
     assert len(read_pairs(path, max_pairs=2)) == 4  # one list at least
 
 
-def test_the_number_of_a_list_is_whole(tmp_path: Path) -> None:
+def test_the_number_of_a_list_is_whole(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "lists.tsv"
-    path.write_text("sentence1\tsentence2\tlist\na\tb\tfirst\na\tc\tfirst\n")
-    with pytest.raises(InputError, match=r"lists.tsv:2: expected a whole number in 'list', found 'first'"):
+    path.write_text("sentence1\tsentence2\tlist\na\tb\t1\na\tc\tfirst\n")
+    with pytest.raises(InputError, match=r"lists.tsv:3: expected a whole number in 'list', found 'first'"):
         read_pairs(path)
+    assert caplog.text == ""
+    path.write_text("sentence1\tsentence2\tlist\na\tb\tfirst\na\tc\t\n")
+    names = tmp_path / "lists.jsonl"
+    names.write_text('{"sentence1": "a", "sentence2": "b", "list": ["x"]}\n{"sentence1": "a", "sentence2": "c"}\n')
+    for other in (path, names):
+        assert read_pairs(other, max_pairs=2).column_names == ["sentence1", "sentence2"]
+        assert f"{other}: the column 'list' holds no whole numbers, so it is ignored" in caplog.text
 
 
 # ---- what each loss sees and says
@@ -359,6 +366,7 @@ def test_symmetry_brings_both_orders_together(training: Training) -> None:
 
 CONFIG = DistillConfig(
     seed=3,
+    simplified=0.0,
     precision="float32",
     bi=BiTrainingSettings(loss="kldiv", batch_size=8, learning_rate=5e-4, max_length=24),
     cross=CrossTrainingSettings(loss="ranknet", batch_size=8, learning_rate=5e-4, max_length=40, group_by_length=True),
@@ -422,7 +430,7 @@ def test_from_sentences_to_lists_to_students(tiny_bi: Path, tmp_path: Path, caps
     labels = read_labels(output / "stages/c01-30-cross-label")
     assert labels.select_columns(mined.column_names).to_dict() == mined.to_dict()
     reported = {entry["column"] for entry in describe_labels(read_label_stages(output))["labels"]}
-    assert reported == {"bi-0", "cross-0", "score"}
+    assert reported == {"bi-0", "plain-0", "cross-0", "score"}
     config = json.loads((output / "run.json").read_text())["config"]
     assert (config["cross"]["symmetry"], config["bi"]["temperature"], config["mine"]["list_size"]) == (0.1, 0.1, 4)
     capsys.readouterr()

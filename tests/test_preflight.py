@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from scenario import CONFIG, make_dataset
 from tiny import make_pairs
@@ -17,6 +19,7 @@ from transenc.cli import main
 from transenc.config import Backbone
 from transenc.distillation import distill
 from transenc.durable import read_json
+from transenc.encoders import load_bi_encoder
 from transenc.errors import InputError, StateError
 from transenc.planning import preview_run
 from transenc.preflight import Finding, Inspection, inspect_pairs, inspect_sentences, pair_strangers
@@ -111,6 +114,16 @@ def test_single_words() -> None:
     assert (finding.name, finding.figures) == ("one-word", {"one_word": 12000, "sentences": 12000})
 
 
+def test_sentences_without_spaces_are_no_words() -> None:
+    chinese = [f"{who}在{where}{what}" for who in ("一个女人", "那只小猫", "两个孩子") for where in ("公园里", "桥上")
+               for what in ("弹吉他", "看着一只鸟")]  # fmt: skip
+    texts = [*chinese, "ผู้หญิงกำลังเล่นกีตาร์", "女の人がギターを弾いている。"]
+    rows = Dataset.from_dict({"sentence1": texts, "sentence2": texts[1:] + texts[:1]})
+    assert "one-word" not in names(inspect_pairs(rows))
+    words = Dataset.from_dict({"sentence1": ["猫", "吉他", "internationalisation"], "sentence2": ["狗", "公园", "桥"]})
+    assert inspect_pairs(words).figures["one_word"] == 6
+
+
 def test_what_is_shared_with_dev_and_tests() -> None:
     other = Dataset.from_dict({"sentence1": ["who is it"], "sentence2": [MANY[0][0].upper()]})
     inspection = inspect_pairs(PAIRS, dev=make_dataset(5), tests={"mine.tsv": other, "fresh": other.select([])})
@@ -187,12 +200,26 @@ def test_a_sample_of_the_pairs_may_be_scored() -> None:
         inspect_pairs(PAIRS, {"bi-0": ORDINARY[::21]})
     with pytest.raises(StateError, match="pair 3 as nan"):
         inspect_pairs(take(5), {"bi-0": np.array([0.1, 0.2, 0.3, np.nan, 0.5])})
+    for bad in (np.nan, np.inf):
+        with pytest.raises(StateError, match=f"scores of strangers: expected finite numbers, found {bad} for pair 1"):
+            inspect_pairs(take(3), {"bi-0": np.array([0.1, 0.2, 0.3])}, strangers=np.array([0.1, bad]))
 
 
 def test_strangers_are_far_apart_and_never_the_same_sentence() -> None:
     strangers = pair_strangers(PAIRS)
     assert len(strangers) == 250  # every 24th of 6000
-    assert strangers[1] == {"sentence1": MANY[24][0], "sentence2": MANY[3024][1]}
+    assert strangers[1] == {"sentence1": MANY[24][0], "sentence2": MANY[24 + 2292][1]}
+    first, second = take(300)["sentence1"][:], take(300)["sentence2"][:]
+    for rows in (
+        list(zip(first + second, second + first, strict=True)),  # every pair again in the other order
+        [row for pair in zip(first, second, strict=True) for row in (pair, pair[::-1])],
+        list(zip(first * 2, second * 2, strict=True)),
+        list(zip(first * 3, second * 3, strict=True)),
+    ):
+        layout = Dataset.from_dict({"sentence1": [a for a, _ in rows], "sentence2": [b for _, b in rows]})
+        found = pair_strangers(layout)
+        assert len(found) == math.ceil(len(rows) / math.ceil(len(rows) / 256))
+        assert not {frozenset(row.values()) for row in found} & {frozenset(row) for row in rows}
     same = Dataset.from_dict({"sentence1": ["a cat", "a dog"], "sentence2": ["A dog", "a bird"]})
     assert pair_strangers(same).to_dict() == {"sentence1": ["a cat"], "sentence2": ["a bird"]}
 
@@ -243,6 +270,23 @@ def test_a_preview_scores_every_backbone(tiny_bi: Path, tiny_bi_b: Path) -> None
     assert list(labels["agreement"]) == ["bi-0, bi-1"]
     _, mined = preview_run(backbones[:1], sentences=["a cat", "a dog", "the sun"], config=CONFIG, device="cpu")
     assert mined.figures == {"pairs": 6, "sentences": 3, "shared": {}}
+
+
+def test_a_preview_leaves_out_a_teacher_that_gives_nan(
+    tiny_bi: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = load_bi_encoder(tiny_bi)
+    with torch.no_grad():
+        broken[0].model.encoder.layer[1].output.dense.bias[:2] = torch.tensor([3e38, -3e38])  # too large to be squared
+    broken.save_pretrained(str(tmp_path / "broken"), create_model_card=False)
+    bad, good = Backbone(str(tmp_path / "broken")), Backbone(str(tiny_bi))
+    plan, inspection = preview_run([bad, good, good], make_dataset(40), config=CONFIG, device="cpu")
+    assert list(inspection.figures["labels"]["agreement"]) == ["bi-1, bi-2"]
+    assert inspection.figures["labels"]["strangers"] is not None
+    assert plan[2]["stage"] == "c01-10-bi-label"
+    assert caplog.text.count("teacher bi-0 is left out: the bi-encoder gave NaN or inf") == 1
+    with pytest.raises(StateError, match="the bi-encoder gave NaN or inf"):
+        preview_run([bad], make_dataset(40), config=CONFIG, device="cpu")
 
 
 @pytest.fixture

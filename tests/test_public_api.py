@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import importlib
 import importlib.metadata
 import inspect
 
@@ -40,6 +41,14 @@ def test_docstring_has_an_example_that_parses(name: str) -> None:
     assert examples, f"{name}: the example has no '>>>' line"
     for example in examples:
         compile(example.source, f"the example of {name}", "single")
+
+
+@pytest.mark.parametrize("name", ["averaging", "criteria", "preflight", "regularisers", "targets", "views"])
+def test_examples_of_a_module_run(name: str) -> None:
+    module = importlib.import_module(f"transenc.{name}")
+    result = doctest.testmod(module)
+    assert result.failed == 0
+    assert result.attempted or "+SKIP" in inspect.getsource(module)
 
 
 def test_version_is_that_of_the_installed_package() -> None:

@@ -138,9 +138,11 @@ def test_the_headline_figures_are_those_of_the_results() -> None:
     text = README.read_text(encoding="utf-8")
     results = README.parent / "docs" / "results"
     for path in sorted(results.glob("*-seed2021.json")):
+        if path.name.startswith("study-") and not path.name.startswith("study-minilm"):
+            continue  # the small starts are told in words
         result = json.loads(path.read_text(encoding="utf-8"))
         scores = result["scores"]
         start = scores["stages/c00-00-start/model-0"]["average"]
-        last = f"stages/c{len(result['history']) - 1:02d}-40-bi-train/model-0"
+        last = max(name for name in scores if name.endswith("40-bi-train/model-0"))
         row = f"| {start:.2f} | {scores[last]['average']:.2f} | {scores[last]['average'] - start:+.2f} |"
         assert row in text, f"README.md must have {row} for the arm {result['arm']}"

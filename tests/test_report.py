@@ -182,7 +182,8 @@ def test_the_overlap_with_the_dev_set_is_counted(facts: dict[str, Any]) -> None:
 
 
 def candidate(cycle: int, score: float | None) -> dict[str, Any]:
-    return {"cycle": cycle, "form": "bi", "path": f"{cycle}", "score": score, "last": False, "reason": "all are equal"}
+    return {"cycle": cycle, "backbone": 0, "form": "bi", "path": f"{cycle}", "score": score, "last": False,
+            "reason": "all are equal"}  # fmt: skip
 
 
 NOTHING = {"stability": 90.0}

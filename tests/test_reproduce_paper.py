@@ -178,6 +178,7 @@ def test_the_run_is_the_paper_s(output: Path, data: str) -> None:
         "bi": f"hub:princeton-nlp/unsup-simcse-bert-base-uncased@{REVISION}",
         "cross": f"hub:google-bert/bert-base-uncased@{REVISION}",
         "pooling": "cls",
+        "weight": 1.0,
     }
     inputs = json.loads((output / "runs" / "sts-self-bert-base-reference-seed2021" / "run.json").read_text())["inputs"]
     assert inputs["pairs"] == "suite:sts_sickr" and inputs["dev"] == "suite:stsb.dev"

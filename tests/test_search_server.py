@@ -31,6 +31,7 @@ from transenc.search.stores import build_store, open_store
 
 pytest.importorskip("fastapi", reason="the server needs the extra `serve`")
 
+from transenc.search.serving.answers import limit_candidates
 from transenc.search.serving.listening import _Server, bind, serve
 from transenc.search.serving.server import create_app, read_static
 
@@ -156,6 +157,15 @@ def real(real_index: Path, tiny_cross: Path) -> Iterator[Client]:
     engine = SemanticSearch.open(real_index, cross_encoder=tiny_cross, precision="float32")
     with serving(engine, reranker_names=[str(tiny_cross)]) as client:
         yield client
+
+
+def test_rerankers_are_all_named_or_none(real_index: Path, tiny_bi_b: Path, tiny_cross: Path) -> None:
+    with SemanticSearch.open(real_index, cross_encoder=[tiny_bi_b, tiny_cross], precision="float32") as engine:
+        with pytest.raises(InputError, match="expected one for each of 2 rerankers, found 1; name all or none"):
+            create_app(engine, reranker_names=[str(tiny_cross)])
+        assert limit_candidates(engine) == 100  # both read each of them
+        engine.rerankers = engine.rerankers[:1]
+        assert limit_candidates(engine) == 200
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from scenario import snapshot
 
 from transenc.benchmarks import load_benchmark
 from transenc.encoders import load_bi_encoder, resolve_precision
@@ -59,7 +60,6 @@ def test_labels_are_screened_without_training(
 def test_an_arm_is_run_once_and_told_with_its_intervals(
     monkeypatch: pytest.MonkeyPatch, tiny_bi: Path, benchmarks: Path, tmp_path: Path
 ) -> None:
-    import study
     from study_results import describe_runs
 
     call = ["--data", benchmarks, "run", "--start", f"a={tiny_bi}", "--arm", "reference", "--arm", "half", "--pairs",
@@ -78,9 +78,12 @@ def test_an_arm_is_run_once_and_told_with_its_intervals(
     gain = result["scores"][bi]["average"] - other["scores"][bi]["average"]
     assert result["to_reference"][bi]["difference"] == pytest.approx(gain, abs=1e-6)
 
-    monkeypatch.setattr(study, "transenc", lambda _: pytest.fail("a finished run was started again"))
+    before = snapshot(tmp_path / "work")
     assert not run_study(monkeypatch, *call)
+    assert snapshot(tmp_path / "work") == before
     assert read(tmp_path, name) == result
+    with pytest.raises(SystemExit):  # the same place with other settings
+        run_study(monkeypatch, *call[:-1], f"--extra={EXTRA} --bi-epochs 2")
 
     page = describe_runs("a", "transductive", 12, [other, result])
     for path in (bi, cross):

@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -25,7 +25,7 @@ _NO_FORM = {"architectures", "dtype", "id2label", "label2id", "problem_type", "s
             "transformers_version", "use_cache"}  # fmt: skip
 _TRAINING = ("_", "initializer_", "gradient_")
 _TOKENIZER_PARTS = ("added_tokens", "normalizer", "pre_tokenizer", "post_processor")
-_RELATED = 0.5  # cosine of all weights: about 0.99 for trainings from one start
+_RELATED = 0.5  # cosine of weights: about 0.99 for trainings from one start
 
 
 def average_weights(
@@ -39,6 +39,8 @@ def average_weights(
 
     The result is one model of the same size, so unlike an ensemble it costs nothing at use. Models that do not share
     their start have nothing in common weight by weight, and their average is worth nothing; a warning tells them.
+    Cross-encoders must also share the start of their head, which every cycle and every seed of `distill` draws anew
+    unless it continues the cross-encoder (`continue_cross`) or starts from one with a head.
 
     Args:
         models: 2 or more bi-encoders, or as many cross-encoders: loaded ones, which stay as they are, or folders or
@@ -55,7 +57,7 @@ def average_weights(
     Raises:
         TypeError: Not a sequence of models.
         InputError: Fewer than 2 models, wrong weights, an unusable model, or models that differ in kind, architecture,
-            tokenizer, pooling or shapes; what differs is named.
+            tokenizer, pooling or shapes (what differs is named), or cross-encoders whose heads differ in their start.
         StateError: A damaged folder, or a weight that is not finite.
 
     Example:
@@ -79,6 +81,8 @@ def average_weights(
             result = copy.deepcopy(model) if model is place else model
             form, own = _describe_form(model), tensors
         _check_form(form, _describe_form(model), names[0], name)
+        if isinstance(model, CrossEncoder):
+            _check_heads(own, tensors, names[0], name, body=model.transformers_model.base_model_prefix)
         _warn_of_strangers(own, tensors, names[0], name)
         _add(total, tensors, shares[i], name=name)
     assert result is not None  # there are two models or more
@@ -148,7 +152,10 @@ def _describe_form(model: Any) -> dict[str, Any]:
         settings = module.get_config_dict() if hasattr(module, "get_config_dict") else {}
         form |= {f"{type(module).__name__}.{key}": value for key, value in sorted(settings.items())}
     form["prompts"] = {role: text for role, text in model.prompts.items() if text}
-    if isinstance(model, CrossEncoder):
+    form["do_lower_case"] = bool(getattr(model[0], "do_lower_case", False))
+    if isinstance(model, SentenceTransformer):
+        form["similarity_fn_name"] = model.similarity_fn_name
+    else:
         form["activation"] = type(model.activation_fn).__name__
     for key, tensor in model.state_dict().items():
         form[f"the shape of {key}"] = list(tensor.shape)
@@ -185,15 +192,33 @@ def _add(total: dict[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], sh
             total[key] = total[key] + part if key in total else part
 
 
+def _check_heads(
+    own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], first: str, other: str, *, body: str
+) -> None:
+    """Matrix by matrix: all weights together hide a head, and the ones of a norm would hide its matrices."""
+    for key, tensor in tensors.items():
+        fresh = f".{body}." not in f".{key}" or ".pooler." in key
+        if fresh and tensor.ndim > 1 and (cosine := _cosine(own, tensors, [key])) < _RELATED:
+            raise InputError(
+                f"{other} cannot be averaged with {first}: their heads do not come from one start (cosine of {key}: "
+                f"expected {_RELATED} or more, found {cosine:.2f}); average cross-encoders of one training, of cycles "
+                "with --continue-cross, or from one --cross-start with a head"
+            )
+
+
+def _cosine(own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], keys: Iterable[str]) -> float:
+    dot = left = right = 0.0
+    for key in keys:
+        if tensors[key].is_floating_point():
+            a, b = own[key].flatten().float().cpu(), tensors[key].flatten().float().cpu()
+            dot, left, right = dot + float(a @ b), left + float(a @ a), right + float(b @ b)
+    return dot / math.sqrt(left * right) if left and right else 1.0
+
+
 def _warn_of_strangers(
     own: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], first: str, other: str
 ) -> None:
-    dot = left = right = 0.0
-    for key, tensor in tensors.items():
-        if tensor.is_floating_point():
-            a, b = own[key].flatten().float().cpu(), tensor.flatten().float().cpu()
-            dot, left, right = dot + float(a @ b), left + float(a @ a), right + float(b @ b)
-    cosine = dot / math.sqrt(left * right) if left and right else 1.0
+    cosine = _cosine(own, tensors, tensors)
     if cosine < _RELATED:
         _LOG.warning(
             "%s does not look trained from the start of %s (cosine of their weights %.2f): such an average is worth "

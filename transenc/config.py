@@ -69,7 +69,8 @@ class Backbone:
 
     def __post_init__(self) -> None:
         """Check the range."""
-        _expect(math.isfinite(self.weight) and self.weight > 0, "weight", "a positive number", self.weight)
+        number = isinstance(self.weight, int | float) and not isinstance(self.weight, bool)
+        _expect(number and math.isfinite(self.weight) and self.weight > 0, "weight", "a positive number", self.weight)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from transformers import set_seed
 
 from transenc import durable
 from transenc.bootstrapping import bootstrap_encoder
-from transenc.config import CRITERIA, Backbone, DistillConfig, TrainingSettings
+from transenc.config import CRITERIA, LIST_LOSSES, Backbone, DistillConfig, TrainingSettings
 from transenc.criteria import judge_students, sample_rows
 from transenc.encoders import (
     Encoder,
@@ -164,6 +164,11 @@ class _Distillation:
         """The stage with the bi-encoders that label first, and with which every cycle's student starts."""
         return BOOTSTRAP if needs_bootstrap(self.backbones, self.sentences) else START
 
+    @property
+    def _mined(self) -> list[str]:
+        """The stage whose pairs are labelled, if they were not given."""
+        return [] if self.sentences is None else [MINE]
+
     def _run_cycle(self, cycle: int) -> None:
         bi_label, cross_train, cross_label, bi_train = (
             stage_name(cycle, stage) for stage in ("10-bi-label", "20-cross-train", "30-cross-label", "40-bi-train")
@@ -172,7 +177,7 @@ class _Distillation:
         carried = stage_name(cycle - 1, "20-cross-train") if self.config.continue_cross and cycle > 1 else None
         bi_start = teachers if self.config.continue_bi else self._first
         run = self.run.stage
-        mined = [] if self.sentences is None else [MINE]
+        mined = self._mined
         # with one student alone the other backbones teach as they began
         teaching = [teachers] if self.config.student is None else list(dict.fromkeys((self._first, teachers)))
         earlier = stage_name(cycle - 1, "30-cross-label") if self.config.keep_teachers and cycle > 1 else None
@@ -189,12 +194,13 @@ class _Distillation:
         run(
             cross_label,
             partial(self._label_by_cross, teachers=cross_train, bi_label=bi_label),
-            inputs=[cross_train, bi_label],
+            inputs=[cross_train, bi_label, *mined],
         )
+        peers = [self._first] if self.config.bi.geometry and len(self.backbones) > 1 else []
         run(
             bi_train,
             partial(self._train_bi, cycle=cycle, start=bi_start, labels=cross_label),
-            inputs=[bi_start, cross_label],
+            inputs=list(dict.fromkeys((bi_start, *peers, cross_label))),
         )
 
     def _save_starts(self, out: Path, work: Path) -> None:
@@ -275,11 +281,15 @@ class _Distillation:
         labels = read_labels(out)
         scores = {**read_teachers(labels), "score": np.asarray(labels["score"], dtype=np.float32)}
         first = next((int(name.removeprefix("bi-")) for name in scores if name.startswith("bi-")), 0)
-        strangers = score_pairs(
-            self._load_for_scoring(self._teacher_path(teachers, first)),
-            pair_strangers(self.pairs),
-            batch_tokens=self.config.batch_tokens,
-        )
+        try:
+            strangers = score_pairs(
+                self._load_for_scoring(self._teacher_path(teachers, first)),
+                pair_strangers(self.pairs),
+                batch_tokens=self.config.batch_tokens,
+            )
+        except StateError as error:
+            logger.warning("unrelated sentences were not looked at: %s", error)
+            strangers = None
         inspection = inspect_pairs(
             self.pairs, scores, strangers=strangers, dev=self.dev, tests=self.tests, symmetric=self.symmetric,
             plain=teachers == START and detect_kind(self.backbones[first].bi) != "bi",
@@ -312,7 +322,9 @@ class _Distillation:
             context = self._context(work, cycle, "bi", i)
             source = self.run.stage_path(start) / f"model-{i}"
             model = load_bi_encoder(source, device=self._device, trust_remote_code=self.trust_remote_code)
-            rows = thin_out(read_labels(self.run.stage_path(labels)), self.config.down_weight, seed=context.seed)
+            rows = read_labels(self.run.stage_path(labels))
+            together = self.config.bi.loss in LIST_LOSSES
+            rows = thin_out(rows, self.config.down_weight, seed=context.seed, lists=together)
             peer = self._load_peer(start, i)
             log = train_bi_encoder(model, rows, settings=self.config.bi, context=context, peer=peer)
             card = self._describe_model(cycle, i, self.config.bi, pairs=len(rows))
@@ -331,7 +343,7 @@ class _Distillation:
         path = self.run.stage(
             stage_name(cycle, "50-evaluate"),
             partial(self._write_metrics, cycle=cycle, stages=stages, labels=labels),
-            inputs=[*stages.values(), *([labels] if labels else [])],
+            inputs=list(dict.fromkeys((*stages.values(), *([labels, self._first, *self._mined] if labels else [])))),
         )
         return durable.read_json(path / "metrics.json")
 

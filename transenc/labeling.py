@@ -74,7 +74,7 @@ def weigh_columns(names: Sequence[str], config: DistillConfig, backbones: Sequen
     Args:
         names: columns such as `bi-0`, `align-0`, `plain-0`, `overlap`, `cross-1`, or, of an earlier cycle, `c01-bi-0`.
         config: the weights of the views.
-        backbones: the weights of the backbones, by their number; those beyond count 1.
+        backbones: the weights of the backbones, by their number; none: one that counts 1.
 
     Returns:
         A weight a name.
@@ -87,6 +87,8 @@ def weigh_columns(names: Sequence[str], config: DistillConfig, backbones: Sequen
 
     def weigh(name: str) -> float:
         view, _, number = _EARLIER.sub("", name).partition("-")
+        if view == "overlap":  # beside all backbones, whatever they are worth to each other
+            return views[view] * (sum(backbones) or 1.0)
         own = backbones[int(number)] if number and int(number) < len(backbones) else 1.0
         return views.get(view, 1.0) * own
 
@@ -158,7 +160,8 @@ def usable_columns(columns: Mapping[str, Scores]) -> dict[str, Scores]:
         ['bi-0']
     """
     faults = {name: _find_fault(np.asarray(values)) for name, values in columns.items()}
-    if all(faults.values()):
+    # words in common and earlier cycles are company for a teacher, and none of their own
+    if all(fault for name, fault in faults.items() if name != "overlap" and not _EARLIER.match(name)):
         raise StateError(f"no teacher is left to label the pairs: {'; '.join(f'{n}: {f}' for n, f in faults.items())}")
     for name, fault in faults.items():
         if fault:
@@ -174,7 +177,7 @@ def _find_fault(scores: np.ndarray) -> str | None:
     return None
 
 
-def thin_out(labels: Dataset, share: float, *, seed: int) -> Dataset:
+def thin_out(labels: Dataset, share: float, *, seed: int, lists: bool = False) -> Dataset:
     """Leave out pairs at random, the more likely the more their teachers disagree.
 
     The disagreement of a pair is the standard deviation of its places in the teachers' rankings. The pair with the
@@ -184,6 +187,7 @@ def thin_out(labels: Dataset, share: float, *, seed: int) -> Dataset:
         labels: what `make_labels` gave, n rows.
         share: 0 (all stay) to 1.
         seed: decides what stays.
+        lists: without a column `list`, pairs with the same sentence1 are one.
 
     Returns:
         The rows that stay, in their order.
@@ -196,8 +200,9 @@ def thin_out(labels: Dataset, share: float, *, seed: int) -> Dataset:
     if share == 0 or len(columns) < 2 or len(labels) < 2:
         return labels
     disputed = np.stack([rankdata(scores) for scores in columns.values()]).std(axis=0)
-    lists = np.asarray(labels["list"]) if "list" in labels.column_names else np.arange(len(labels))
-    _, member, sizes = np.unique(lists, return_inverse=True, return_counts=True)
+    together = "list" if "list" in labels.column_names else "sentence1" if lists else None
+    numbers = np.arange(len(labels)) if together is None else np.asarray(labels[together])
+    _, member, sizes = np.unique(numbers, return_inverse=True, return_counts=True)
     doubt = (rankdata(np.bincount(member, disputed) / sizes) - 1) / max(1, len(sizes) - 1)
     stays = (np.random.default_rng(seed).random(len(sizes)) >= share * doubt)[member]
     return labels.select(np.flatnonzero(stays))
@@ -287,7 +292,7 @@ def merge_scores(columns: Sequence[Scores], *, weights: Sequence[float] | None =
     Example:
         >>> import numpy as np
         >>> merge_scores([np.array([0.0, 1.0]), np.array([0.6, 0.4])], scale="quantile").tolist()
-        [0.44999998807907104, 0.44999998807907104]
+        [0.5, 0.5]
     """
     if not columns:
         raise InputError("nothing to merge: no teacher's scores given")

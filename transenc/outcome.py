@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -86,7 +85,7 @@ def wants_cycle(history: list[dict[str, Any]], config: DistillConfig, *, has_dev
     if done == 0 or done >= MAX_AUTO_CYCLES:
         return done == 0
     by = choosing_by(config, has_dev=has_dev)
-    *values, last = [_criterion(entry, by) for entry in history]
+    *values, last = [_criterion(entry, by, config.student) for entry in history]
     before = max((value for value in values if value is not None), default=None)
     return last is not None and (before is None or last - before > RISE)
 
@@ -94,9 +93,10 @@ def wants_cycle(history: list[dict[str, Any]], config: DistillConfig, *, has_dev
 def choose_best(history: list[dict[str, Any]], config: DistillConfig, *, has_dev: bool) -> dict[str, Any]:
     """The best model of each form.
 
-    By dev Spearman the best of all, the start included. By a criterion without labels the trained bi-encoder with the
-    highest figure among those that exceed their own start, or else the start (of several the one with the highest
-    figure), and the cross-encoder of the best trained one's cycle, whether it is taken or not.
+    By dev Spearman the best of all, the start included. Without labels two backbones cannot be compared, so what is
+    handed on is the first one's (or the one `student`'s): by a criterion its trained bi-encoder with the highest figure
+    among those that exceed the start, or else the start, and the cross-encoder of the best trained one's cycle,
+    whether that one is taken or not.
 
     Returns:
         `criterion`, `bi` and `cross` (the models with their `cycle`), `start_won`, and for a criterion without labels
@@ -114,8 +114,11 @@ def choose_best(history: list[dict[str, Any]], config: DistillConfig, *, has_dev
     """
     by = choosing_by(config, has_dev=has_dev)
     candidates = {form: [{**m, "cycle": e["cycle"]} for e in history for m in _models(e, form)] for form in LINKS}
-    if config.student is not None:  # the other backbones only teach
-        candidates["bi"] = [model for model in candidates["bi"] if model["backbone"] == config.student]
+    own = config.student  # the other backbones only teach
+    if own is None and by != "dev":
+        own = candidates["bi"][0]["backbone"]
+    if own is not None:
+        candidates = {form: [m for m in models if m["backbone"] == own] for form, models in candidates.items()}
     best: dict[str, Any] = {"criterion": by}
     if by == "dev":
         best.update({form: _best_on_dev(models, form) for form, models in candidates.items()})
@@ -231,7 +234,7 @@ def _best_on_dev(models: list[dict[str, Any]], form: str) -> dict[str, Any]:
 
 
 def _best_by_criterion(candidates: dict[str, list[dict[str, Any]]], by: str) -> dict[str, Any]:
-    starts = {model["backbone"]: model for model in reversed(candidates["bi"]) if model["cycle"] == 0}
+    """Of one backbone's models."""
     trained = [model for model in candidates["bi"] if model["cycle"]]
     if any("criteria" not in model for model in trained):
         raise StateError(f"the run recorded no criterion without labels; start anew, or with --select last (not {by})")
@@ -245,12 +248,9 @@ def _best_by_criterion(candidates: dict[str, list[dict[str, Any]]], by: str) -> 
         return _gain(figure) if cautious else figure["trained"]
 
     first = max(gained or judged, key=rate, default=trained[-1])  # the earliest of equals
-    before = {model["backbone"]: figures[model["path"]]["start"] for model in judged}
-    start = starts[max(sorted(starts), key=lambda i: before.get(i, -math.inf))]
-    crosses = [model for model in candidates["cross"] if model["cycle"] == first["cycle"]]
     return {
-        "bi": first if gained else start,
-        "cross": next((model for model in crosses if model["backbone"] == first["backbone"]), crosses[0]),
+        "bi": first if gained else candidates["bi"][0],
+        "cross": next(model for model in candidates["cross"] if model["cycle"] == first["cycle"]),
         "compared": {"start": None, "trained": None, **figures.get(first["path"], {}), "cycle": first["cycle"]},
     }
 
@@ -259,8 +259,8 @@ def _gain(figure: dict[str, float]) -> float:
     return figure["trained"] - figure["start"]
 
 
-def _criterion(entry: dict[str, Any], by: str) -> float | None:
-    models = _models(entry, "bi")
+def _criterion(entry: dict[str, Any], by: str, student: int | None) -> float | None:
+    models = [model for model in _models(entry, "bi") if student in (None, model["backbone"])]
     if by == "dev":
         values = [model["score"] for model in models]
     elif by not in CRITERIA:

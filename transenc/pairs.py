@@ -75,7 +75,8 @@ def read_pairs(
     (one object a line), ``.txt`` (``sentence1||sentence2`` lines without a header, as in the Trans-Encoder
     code; white space around a sentence is dropped), each also with ``.gz``; and ``.parquet``. Further columns
     are ignored, a score column too unless it is asked for; but not "list", the whole number of the list that a
-    pair belongs to (`mining.flatten_lists`). Repeated pairs are kept and counted in a warning.
+    pair belongs to (`mining.flatten_lists`); one without whole numbers is ignored with a warning. Repeated pairs
+    are kept and counted in a warning.
 
     Args:
         source: A path, a ``datasets.Dataset``, a list of ``(sentence1, sentence2)`` tuples (with `score`:
@@ -298,16 +299,25 @@ def _collect(table: Table, fields: Mapping[str, Field]) -> dict[str, list[Any]]:
                 "add or rename columns"
             )
     values: dict[str, list[Any]] = {name: [] for name in fields}
+    no_list: InputError | None = None
     for row, record in table.rows:
         for name, field in fields.items():
-            if field.name not in record:
+            if field.name not in record and name != LIST:
                 raise InputError(f"{table.at(row)}: expected {field.name!r}, found {show_names(list(record))}; add it")
-            value = record[field.name]
+            value = record.get(field.name)
             try:
                 values[name].append(_CHECKS[field.kind](value, field, table.header))
             except _Unusable as why:
                 found = f"expected {why.expected} in {field.name!r}, found {show(value)}"
-                raise InputError(f"{table.at(row)}: {found}; {why.advice}") from None
+                error = InputError(f"{table.at(row)}: {found}; {why.advice}")
+                if name != LIST:
+                    raise error from None
+                values[LIST].append(None)
+                no_list = no_list or error
+    if no_list is not None:
+        if any(number is not None for number in values.pop(LIST)):
+            raise no_list
+        logger.warning("%s: the column %r holds no whole numbers, so it is ignored", table.place, LIST)
     return values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -12,13 +13,15 @@ from sentence_transformers import SentenceTransformer
 
 from transenc.config import LIST_LOSSES, Backbone, DistillConfig, TrainingSettings
 from transenc.encoders import detect_kind, load_bi_encoder, resolve_device, resolve_precision
-from transenc.errors import InputError
+from transenc.errors import InputError, StateError
 from transenc.labeling import Scores
 from transenc.outcome import MAX_AUTO_CYCLES
 from transenc.preflight import Inspection, inspect_pairs, inspect_sentences, pair_strangers
 from transenc.scoring import score_pairs
 from transenc.targets import group_rows
 from transenc.training import train_steps
+
+logger = logging.getLogger(__name__)
 
 START, BOOTSTRAP, MINE = "c00-00-start", "c00-10-bootstrap", "c00-20-mine"
 _SAMPLE = 256  # pairs
@@ -144,7 +147,7 @@ def preview_run(
         scores, strangers, minutes_a_pair = _score_sample(backbones, pairs, rows, config, device)
         inspection = inspect_pairs(
             pairs, scores, rows=rows, strangers=strangers, dev=dev, tests=tests, symmetric=symmetric,
-            plain=detect_kind(backbones[0].bi) != "bi",
+            plain=detect_kind(backbones[int(next(iter(scores)).removeprefix("bi-"))].bi) != "bi",
         )  # fmt: skip
     else:
         texts = _pair_up(sentences or ())
@@ -158,7 +161,7 @@ def preview_run(
     plan = []
 
     def add(stage: str, scored: float, trained: float = 0, factor: int = 0, steps: int = 0) -> None:
-        k = len(backbones)
+        k = 1 if stage.endswith("bi-train") and config.student is not None else len(backbones)
         minutes = round(k * (scored + factor * trained) * minutes_a_pair, 1)
         plan.append({"stage": stage, "pairs": round(k * (scored + trained)), "steps": k * steps, "minutes": minutes})
 
@@ -231,16 +234,27 @@ def _load(backbone: Backbone, config: DistillConfig, device: str) -> SentenceTra
 
 def _score_sample(
     backbones: Sequence[Backbone], pairs: Dataset, rows: range, config: DistillConfig, device: str
-) -> tuple[dict[str, Scores], Scores, float]:
-    """What each backbone says of some of the pairs, and the first of unrelated sentences; its minutes for a pair."""
-    first = _load(backbones[0], config, device)
-    scores, minutes = _measure(first, pairs.select(rows), config)
-    columns = {"bi-0": scores}
-    for i, backbone in enumerate(backbones[1:], start=1):
-        columns[f"bi-{i}"] = score_pairs(
-            _load(backbone, config, device), pairs.select(rows), batch_tokens=config.batch_tokens
-        )
-    return columns, score_pairs(first, pair_strangers(pairs), batch_tokens=config.batch_tokens), minutes
+) -> tuple[dict[str, Scores], Scores | None, float]:
+    """What each usable backbone says of some of the pairs; the first of unrelated sentences; its minutes for a pair."""
+    columns: dict[str, Scores] = {}
+    strangers, minutes_a_pair = None, 0.0
+    for i, backbone in enumerate(backbones):
+        model = _load(backbone, config, device)
+        try:
+            scores, minutes = _measure(model, pairs.select(rows), config)
+        except StateError as error:  # the run labels without it too
+            if not columns and i == len(backbones) - 1:
+                raise
+            logger.warning("teacher bi-%d is left out: %s", i, error)
+            continue
+        if not columns:
+            minutes_a_pair = minutes
+            try:
+                strangers = score_pairs(model, pair_strangers(pairs), batch_tokens=config.batch_tokens)
+            except StateError as error:
+                logger.warning("unrelated sentences were not looked at: %s", error)
+        columns[f"bi-{i}"] = scores
+    return columns, strangers, minutes_a_pair
 
 
 def _measure(model: SentenceTransformer, sample: Dataset, config: DistillConfig) -> tuple[Scores, float]:

@@ -6,6 +6,7 @@ The thresholds, and the figures they come from: docs/warnings.md.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain, combinations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from transenc.errors import InputError
+from transenc.errors import InputError, StateError
 from transenc.labeling import Scores, clip_scores, merge_scores
 from transenc.metrics import correlation
 from transenc.pairs import SENTENCES, count_overlap, fold_sentence
@@ -31,6 +32,11 @@ _TIED = 0.3  # share of the most frequent label
 _ONLY_WORDS, _NO_WORDS = 0.95, 0.2  # Spearman with the words in common
 _VARIED = 0.1  # standard deviation of the words in common, below which that says nothing
 _DISAGREE = 0.3  # Spearman of two teachers
+# Thai to Myanmar, Khmer, kana, Han: written without spaces, where a text this short may still be a word
+_UNSPACED = re.compile(
+    "[\u0e00-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\uff66-\uff9d\U00020000-\U0003ffff]"
+)
+_SHORT = 6  # characters
 _SOME, _MANY, _MOST = 0.05, 0.2, 0.5  # shares
 
 
@@ -119,7 +125,7 @@ def inspect_pairs(
     Example:
         >>> pairs = Dataset.from_dict({"sentence1": ["a cat", "a dog"], "sentence2": ["a cat sat", "a bird"]})
         >>> inspect_pairs(pairs, {"bi-0": np.array([0.9, 0.1])}).verdict
-        'the run will probably not help (few-pairs, few-sentences)'
+        'the run will probably not help (few-pairs, few-sentences, tied-labels, only-words)'
     """
     figures = _measure_texts(pairs, symmetric=symmetric)
     if scores:
@@ -127,6 +133,11 @@ def inspect_pairs(
         for name, column in scores.items():
             if len(column) != len(scored):
                 raise InputError(f"scores of {name}: expected one a pair, {len(scored)}, found {len(column)}")
+        if strangers is not None and (bad := np.flatnonzero(~np.isfinite(strangers))).size:
+            raise StateError(
+                f"scores of strangers: expected finite numbers, found {strangers[bad[0]]} for pair {bad[0]}; "
+                "check the first teacher"
+            )
         figures["labels"] = _measure_labels(scored, scores, strangers)
         figures["plain"] = plain
     figures["shared"] = {name: _measure_shared(pairs, other) for name, other in _name_sets(dev, tests)}
@@ -167,7 +178,8 @@ def pair_strangers(pairs: Dataset) -> Dataset:
     """
     count = len(pairs)
     some = range(0, count, max(1, math.ceil(count / _STRANGERS)))
-    first, second = pairs.select(some), pairs.select([(row + count // 2) % count for row in some])
+    far = max(1, int(0.382 * count))  # no simple share: the pairs may be there twice, or again in the other order
+    first, second = pairs.select(some), pairs.select([(row + far) % count for row in some])
     rows = zip(first["sentence1"], second["sentence2"], strict=True)
     kept = [row for row in rows if fold_sentence(row[0]) != fold_sentence(row[1])]
     return Dataset.from_dict({name: [row[i] for row in kept] for i, name in enumerate(SENTENCES)})
@@ -184,8 +196,12 @@ def _measure_texts(pairs: Dataset, *, symmetric: bool) -> dict[str, Any]:
         "sentences": len(sentences),
         "repeated": len(folded) - len({tuple(sorted(pair)) if symmetric else pair for pair in folded}),
         "alike": sum(first == second for first, second in folded),
-        "one_word": sum(len(text.split()) < 2 for text in sentences),
+        "one_word": sum(_is_word(text) for text in sentences),
     }
+
+
+def _is_word(text: str) -> bool:
+    return len(text.split()) < 2 and (len(text) < _SHORT or not _UNSPACED.search(text))
 
 
 def _measure_labels(pairs: Dataset, scores: Mapping[str, Scores], strangers: Scores | None) -> dict[str, Any]:

@@ -297,7 +297,11 @@ def _describe_fork(source: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     verify_run(source)
     recorded = _read_run_file(source)
     for key in KEPT_BY_FORK:
-        old, new = _flatten({key: recorded.get(key)}), _flatten({key: identity.get(key)})
+        old, new = (
+            # what a backbone's scores count among others is a setting of the labels
+            {name: value for name, value in _flatten({key: content.get(key)}).items() if not name.endswith(".weight")}
+            for content in (recorded, identity)
+        )
         if changes := [f"{k}: {old.get(k)!r} -> {new.get(k)!r}" for k in sorted(old.keys() | new.keys())
                        if old.get(k) != new.get(k)]:  # fmt: skip
             raise InputError(
@@ -308,6 +312,9 @@ def _describe_fork(source: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     stages = {}
     for stage in sorted((source / "stages").glob("c*")):
         section = stage.name.rpartition("-")[2]  # a stage that is named like a section of the settings depends on it
+        trains_bi = stage.name.endswith("bi-train")
+        if trains_bi and old.get("student") != new.get("student"):  # it holds other backbones' models
+            break
         if old.get(section) == new.get(section) and (same_choice or section != "evaluate"):
             stages[stage.name] = durable.directory_digest(stage)
     return {"run": str(source), "stages": stages}

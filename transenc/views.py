@@ -27,7 +27,8 @@ _BATCH_TOKENS = 2048
 def score_overlap(pairs: Dataset, *, idf: bool = True) -> np.ndarray:
     """Words that two sentences share over the words of either, lower-cased (Jaccard), rare words counting more.
 
-    A word counts log((n + 1) / (1 + number of sentences with it)), of the n different sentences of these very pairs.
+    For languages that write words apart: a word is a run of letters and digits. It counts log((n + 1) / (1 + number of
+    sentences with it)), of the n different sentences of these very pairs.
 
     Args:
         pairs: columns sentence1, sentence2; n rows.

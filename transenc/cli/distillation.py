@@ -172,8 +172,8 @@ def _distill_settings(arguments: argparse.Namespace) -> tuple[dict[str, Any], Di
     if "config" in content:  # a run.json
         content = {**content["config"], **(content.get("inputs") or {})}
     inputs = {name: content.pop(name) for name in INPUTS if name in content}
-    for name in ("model", "cross_start", "sentences", "test"):
-        if isinstance(inputs.get(name), str):
+    for name in ("model", "cross_start", "sentences", "test", "weight"):
+        if isinstance(inputs.get(name), str | int | float):
             inputs[name] = [inputs[name]]
     for name in INPUTS:
         if getattr(arguments, name, None) is not None:
@@ -290,7 +290,8 @@ def _describe_result(result: DistillResult) -> str:
     elif best["start_won"]:
         verdict = "By the dev set it did not help: the start is the best bi-encoder."
     else:
-        before = max((score for score in start if score is not None), default=None)
+        students = {entry["backbone"] for entry in result.history[-1]["bi"]}  # others only taught
+        before = max((start[i] for i in students if start[i] is not None), default=None)
         change = "" if before is None else f" ({best['bi']['score'] - before:+.2f})"
         after = format_number(best["bi"]["score"])
         verdict = f"By the dev set it helped: Spearman {format_number(before)} -> {after}{change}."

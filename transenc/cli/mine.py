@@ -46,7 +46,7 @@ def add_mine(verbs: Any) -> None:
         help="documents, as for index: asymmetric pairs of a query and a sentence of a document",
     )
     verb.add_argument("--output", required=True, help="file to write: .tsv, .csv, .jsonl or .parquet")
-    verb.add_argument("--lists", dest="set_list-size", type=int, metavar="N", help="the same as --list-size")
+    verb.add_argument("--lists", type=int, metavar="N", help="the same as --list-size, 2 or more")
     verb.add_argument("--max-sentences", type=int, metavar="N", help="begin with N sentences, sampled by the seed")
     verb.add_argument("--skip-empty", action="store_true", help="leave out documents without text, and count them")
     verb.add_argument("--seed", type=int, default=2021, help="decides what is drawn (2021)")
@@ -80,6 +80,13 @@ def _mine(arguments: argparse.Namespace) -> str:
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
+    if arguments.lists is not None:
+        if arguments.lists < 2:
+            raise InputError(f"--lists must be 2 or more, found {arguments.lists}; leave it out for pairs")
+        size = getattr(arguments, "set_list-size")
+        if size not in (None, arguments.lists):
+            raise InputError(f"--lists {arguments.lists} and --list-size {size} mean the same; give one of them")
+        setattr(arguments, "set_list-size", arguments.lists)
     if arguments.seed < 0:
         raise InputError(f"--seed must be 0 or more, found {arguments.seed}")
     if arguments.corpus is None and arguments.skip_empty:

@@ -145,7 +145,9 @@ def _count_tokens(stage: str, identity: dict[str, Any], lengths: list[_Lengths |
     config, orders = identity["config"], 2 if identity["pairs"]["symmetric"] else 1
     kind = stage[4:]
     total = 0.0
-    for each in known:
+    for i, each in enumerate(known):
+        if kind == "40-bi-train" and config.get("student") not in (None, i):
+            continue
         if kind == "10-bi-label":
             views = 1 + bool(config.get("simplified")) + bool(config.get("alignment"))
             total += views * np.minimum(each.texts, each.window).sum()

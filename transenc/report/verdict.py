@@ -46,8 +46,9 @@ def judge(
     if dev is None:
         return {"outcome": "unlabelled", **nothing, "sentence": _admit(best, labels, history)}
     bis = [model for model in models if model["form"] == "bi" and not model["last"] and model["score"] is not None]
-    starts = [model for model in bis if not model["cycle"]]
     trained = [model for model in bis if model["cycle"]]
+    students = {model["backbone"] for model in trained}  # the others only taught
+    starts = [model for model in bis if not model["cycle"] and model["backbone"] in students]
     chosen = [model for model in trained if model["path"] == best["bi"]["path"]]
     after = chosen[0] if chosen else max(trained, key=lambda model: model["score"], default=None)
     before = max(starts, key=lambda model: model["score"], default=None)

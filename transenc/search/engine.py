@@ -372,7 +372,7 @@ class SemanticSearch:
             InputError: There is nothing that reranks, or a weight out of range.
         """
         if not self.rerankers:
-            raise InputError("this engine has nothing that reranks; open it with a cross-encoder")
+            raise InputError("this engine has nothing that reranks; open it with a cross- or bi-encoder")
         return rerank_many(
             queries,
             hits,

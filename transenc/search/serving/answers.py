@@ -138,11 +138,11 @@ def count_candidates(engine: SemanticSearch, question: Question) -> int:
 
 
 def limit_candidates(engine: SemanticSearch) -> int:
-    """Return how many documents should be read to rerank for one batch.
+    """Return how many documents should be read to rerank for one batch; every reranker reads them all.
 
     On a CPU more would only keep those waiting who could be answered, or dropped, meanwhile; a GPU can be kept busy.
     """
-    return 200 if _is_on_cpu(engine) else 800
+    return (200 if _is_on_cpu(engine) else 800) // max(1, len(engine.rerankers))
 
 
 def _answer_searches(

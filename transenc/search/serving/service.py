@@ -40,8 +40,12 @@ class SearchService:
         for model in (engine.encoder.model, *engine.rerankers):
             _check_modalities(model)
         self._engine = engine
-        # as many as there are: one that was not named is told by its kind
         kinds = [type(model).__name__ for model in engine.rerankers]
+        if reranker_names and len(reranker_names) != len(kinds):
+            raise InputError(
+                f"reranker_names: expected one for each of {len(kinds)} rerankers, found {len(reranker_names)}; "
+                "name all or none"
+            )
         self._reranker_names = [PurePath(name).name for name in reranker_names] or kinds
         self.limits, self.telemetry = limits, Telemetry()
         self.stopping = self.cut_off = False
