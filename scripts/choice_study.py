@@ -217,12 +217,18 @@ def look(run: Mapping[str, Any], start: Path, folder: Path, data: str | None) ->
         merged = {form.rstrip("-"): mean_rank(list(columns.values())) for form, columns in forms.items()}
         few = sample.select(range(min(SYMMETRY, len(sample))))
         keep(folder / f"labels-{cycle}.npz", lambda path=path, merged=merged, few=few: {
-            **merged, "symmetry": np.array(order_symmetry(load(path), few) or 0.0)})  # fmt: skip
+            **merged, **measure_symmetry(path, few)})  # fmt: skip
     if run.get("pool") == "sts_sickr" and run["start"] in UNSEEN:
         unseen = draw_unseen(rows, data)
         keep(folder / "unseen-teachers.npz", lambda: judge_by_teachers(start, unseen))
         for cycle, path in enumerate([str(start), *run["bi"]]):
             keep(folder / f"unseen-{cycle}.npz", lambda path=path: {"scores": score_pairs(load(path), unseen)})
+
+
+def measure_symmetry(path: str, pairs: Dataset) -> dict[str, np.ndarray]:
+    """The order symmetry of a cross-encoder; nothing where it is undefined, which is not 0."""
+    value = order_symmetry(load(path), pairs)
+    return {} if value is None else {"symmetry": np.array(value)}
 
 
 def judge_by_teachers(start: Path, pairs: Dataset) -> dict[str, np.ndarray]:

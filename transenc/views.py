@@ -12,6 +12,7 @@ from itertools import chain
 
 import numpy as np
 from datasets import Dataset
+from scipy.stats import rankdata
 from sentence_transformers import SentenceTransformer
 from tqdm import tqdm
 
@@ -142,8 +143,6 @@ def mean_rank(columns: Sequence[np.ndarray]) -> np.ndarray:
         >>> mean_rank([np.array([0.1, 0.9, 0.5]), np.array([3.0, 2.0, 2.0])]).round(2).tolist()
         [0.5, 0.62, 0.38]
     """
-    from scipy.stats import rankdata
-
     table = np.stack([rankdata(column) - 1 for column in columns]) / max(1, len(columns[0]) - 1)
     return table.mean(axis=0)
 
