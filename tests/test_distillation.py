@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,20 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.numpy import load_file
-from scenario import CONFIG, STAGES, Scenario, fingerprint, in_child, make_dataset, snapshot
+from scenario import CONFIG, STAGES, Child, Scenario, fingerprint, in_child, make_dataset, snapshot
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from transformers import set_seed
 
 from transenc import durable
 from transenc.config import PRESETS, Backbone, BiTrainingSettings, DistillConfig
-from transenc.distillation import DistillResult, _Distillation, _keep_model, describe_plan, distill
+from transenc.distillation import DistillResult, _Distillation, describe_plan, distill
 from transenc.encoders import load_bi_encoder, load_cross_encoder, load_encoder
 from transenc.errors import InputError, StateError
 from transenc.metrics import correlation
 from transenc.outcome import choose_best, wants_cycle
 from transenc.run import open_run, verify_run
 from transenc.scoring import score_pairs
-from transenc.training import TrainingContext, train_bi_encoder, train_cross_encoder
+from transenc.training import TrainingContext, train_bi_encoder, train_cross_encoder, write_log
 
 PAIRS = make_dataset(16)
 PLAIN = dataclasses.replace(CONFIG, eval_steps=0)  # without a choice of checkpoints
@@ -46,9 +47,8 @@ def equal_weights(one: Path, other: Path) -> bool:
 
 
 def run(output: Path, *models: Path, config: DistillConfig = PLAIN, **options: Any) -> DistillResult:
-    return distill(
-        [Backbone(str(model)) for model in models], PAIRS, output_dir=output, config=config, device="cpu", **options
-    )
+    options = {"device": "cpu", **options}
+    return distill([Backbone(str(model)) for model in models], PAIRS, output_dir=output, config=config, **options)
 
 
 @pytest.fixture(scope="module")
@@ -191,10 +191,10 @@ def test_a_teacher_without_numbers_is_left_out(
     broken = tmp_path / "run/stages/c00-00-start/model-1"
     plain = _Distillation._load_for_scoring
 
-    def load(self: _Distillation, folder: Path) -> Any:
+    def load(self: _Distillation, folder: Path, i: int) -> Any:
         if folder == broken:
             raise StateError("the bi-encoder gave NaN or inf for 16 texts")
-        return plain(self, folder)
+        return plain(self, folder, i)
 
     monkeypatch.setattr(_Distillation, "_load_for_scoring", load)
     with caplog.at_level(logging.WARNING):
@@ -204,6 +204,36 @@ def test_a_teacher_without_numbers_is_left_out(
     assert list(labels[1]) == ["sentence1", "sentence2", "bi-0", "plain-0", "cross-0", "cross-1", "score"]
     assert "teacher bi-1 is left out of the labels: 16 of 16 scores are not finite" in caplog.text
     assert "gave NaN or inf for 16 texts" in caplog.text
+
+
+def test_two_devices_train_the_same_students(tiny_bi: Path, tiny_bi_b: Path, tmp_path: Path) -> None:
+    run(tmp_path / "one", tiny_bi, tiny_bi_b)
+    run(tmp_path / "two", tiny_bi, tiny_bi_b, device=["cpu", "cpu"])
+    assert fingerprint(tmp_path / "one") == fingerprint(tmp_path / "two")
+    assert json.loads((tmp_path / "two/run.json").read_text())["machine"]["device"] == "cpu,cpu"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_on_two_devices_resumes(signum: int, tiny_bi: Path, tiny_bi_b: Path, tmp_path: Path) -> None:
+    longer = dataclasses.replace(PLAIN, bi=dataclasses.replace(PLAIN.bi, epochs=60), save_steps=5)
+    options: dict[str, Any] = {"config": longer, "device": "cpu,cpu"}
+    run(tmp_path / "whole", tiny_bi, tiny_bi_b, **options)
+    child = Child(lambda: run(tmp_path / "cut", tiny_bi, tiny_bi_b, **options) and None)
+    work = tmp_path / "cut/work/c01-40-bi-train"
+    assert child.wait_for(lambda: all(list(work.glob(f"model-{i}/ckpt-*")) for i in (0, 1)), seconds=200)
+    child.kill(signum)
+    assert child.finish().status == 128 + signum
+    assert not (tmp_path / "cut/stages/c01-40-bi-train").exists()
+    run(tmp_path / "cut", tiny_bi, tiny_bi_b, **options)
+    assert fingerprint(tmp_path / "whole") == fingerprint(tmp_path / "cut")
+
+
+@pytest.mark.parametrize("device", ["cpu,cuda:99", "cpu,mps", "", []])
+def test_devices_that_are_not_there_are_refused(device: Any, tiny_bi: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="device"):
+        run(tmp_path / "run", tiny_bi, device=device)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_fork_with_another_student_trains_it(tiny_bi: Path, tiny_bi_b: Path, tmp_path: Path) -> None:
@@ -479,11 +509,10 @@ def test_every_json_file_is_strict(finished: tuple[Path, DistillResult]) -> None
     assert {"run.json", "best.json", "journal.jsonl", "metrics.json", "log-0.json", "MANIFEST.json"} <= set(names)
 
 
-def test_a_log_with_an_overflow_is_strict_too(tiny_bi: Path, tmp_path: Path) -> None:
+def test_a_log_with_an_overflow_is_strict_too(tmp_path: Path) -> None:
     log = [{"step": 1, "loss": 0.5, "grad_norm": float("inf")}, {"step": 2, "loss": 0.25, "grad_norm": float("nan")}]
-    (tmp_path / "out").mkdir()
-    _keep_model(load_bi_encoder(tiny_bi, device="cpu"), tmp_path / "out", 0, tmp_path / "work", log)
-    assert json.loads((tmp_path / "out/log-0.json").read_text()) == [
+    write_log(tmp_path / "log-0.json", log)
+    assert json.loads((tmp_path / "log-0.json").read_text()) == [
         {"step": 1, "loss": 0.5, "grad_norm": None},
         {"step": 2, "loss": 0.25, "grad_norm": None},
     ]

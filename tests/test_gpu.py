@@ -52,5 +52,17 @@ def test_distillation_runs_in_every_precision(
         assert any(not torch.equal(trained[name], start[name]) for name in start)
 
 
+def test_two_processes_train_side_by_side(
+    tiny_bi: Path, tiny_bi_b: Path, tiny_pairs: list[tuple[str, str]], tmp_path: Path
+) -> None:
+    backbones = [Backbone(str(tiny_bi)), Backbone(str(tiny_bi_b))]
+    config = dataclasses.replace(SMALL, precision="float32")
+    for name, device in (("one", "cuda"), ("two", "cuda:0,cuda:0")):
+        distill(backbones, read_pairs(tiny_pairs), output_dir=tmp_path / name, config=config, device=device)
+    for i in (0, 1):
+        models = [tmp_path / name / f"stages/c01-40-bi-train/model-{i}" for name in ("one", "two")]
+        np.testing.assert_allclose(*(score_pairs(load_encoder(m, device="cpu"), tiny_pairs) for m in models), atol=1e-3)
+
+
 def test_auto_is_a_half_precision_here() -> None:
     assert resolve_precision("auto", device="cuda") in {"bfloat16", "float16"}

@@ -5,20 +5,17 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer
 from transformers import set_seed
 
 from transenc import durable
-from transenc.bootstrapping import bootstrap_encoder
-from transenc.config import CRITERIA, LIST_LOSSES, Backbone, DistillConfig, TrainingSettings
+from transenc.config import CRITERIA, Backbone, DistillConfig
 from transenc.criteria import judge_students, sample_rows
 from transenc.encoders import (
     Encoder,
@@ -26,32 +23,23 @@ from transenc.encoders import (
     load_bi_encoder,
     load_cross_encoder,
     load_encoder,
+    resolve_devices,
 )
-from transenc.errors import StateError
 from transenc.identity import identify_run
-from transenc.labeling import (
-    Scores,
-    make_labels,
-    merge_labels,
-    merge_scores,
-    read_labels,
-    read_rows,
-    read_teachers,
-    thin_out,
-    usable_columns,
-)
+from transenc.labeling import Scores, merge_scores, read_labels, read_rows, read_teachers
 from transenc.metrics import correlation
 from transenc.mining import flatten_lists, mine_lists, mine_pairs
 from transenc.model_cards import describe_origin, save_model
 from transenc.outcome import DistillResult, choosing_by, find_outcome, publish_outcome, wants_cycle
 from transenc.pairs import count_overlap
 from transenc.planning import BOOTSTRAP, MINE, START, check_inputs, describe_plan, needs_bootstrap, stage_name
-from transenc.preflight import inspect_pairs, pair_strangers
 from transenc.run import RUN_FILE, Run, check_identity, open_run
 from transenc.scoring import score_pairs
 from transenc.signals import StopRequest, stop_on_signals
-from transenc.training import TrainingContext, train_bi_encoder, train_cross_encoder, write_log
-from transenc.views import score_alignments, score_overlap, score_simplified
+from transenc.students import Student
+from transenc.teachers import Teachers
+from transenc.training import TrainingContext
+from transenc.workers import run_on_devices
 
 __all__ = ["DistillResult", "describe_plan", "distill"]
 
@@ -68,7 +56,7 @@ def distill(
     dev: Dataset | None = None,
     tests: Mapping[str, Dataset] | None = None,
     symmetric: bool = True,
-    device: str | None = None,
+    device: str | Sequence[str] | None = None,
     fork: str | Path | None = None,
     report_to: Sequence[str] = (),
     trust_remote_code: bool = False,
@@ -90,7 +78,9 @@ def distill(
         dev: pairs with gold `score`, which then choose cycle and checkpoint. None: nothing gold is used.
         tests: name -> pairs that will measure the result; what they share with the training pairs is told.
         symmetric: whether (a, b) means the same as (b, a); False for question and answer.
-        device: `cpu`, `cuda`, ...; None: a GPU if there is one.
+        device: `cpu`, `cuda`, ...; None: a GPU if there is one. Several (`"cuda:0,cuda:1"` or a list) train the
+            students of several backbones side by side, backbone i on device i modulo their number; each in a process of
+            its own (`workers.run_on_devices`).
         fork: a run with the same backbones and pairs whose finished stages are taken over under new settings.
         report_to: experiment trackers of HF Trainer.
         trust_remote_code: run model code that comes with a start model; only for code you have read.
@@ -214,23 +204,22 @@ class _Distillation:
 
     def _bootstrap(self, out: Path, work: Path) -> None:
         assert self.sentences is not None
+        jobs = {}
         for i, backbone in enumerate(self.backbones):
             start = self.run.stage_path(START) / f"model-{i}"
             if not needs_bootstrap([backbone], self.sentences):
                 logger.info("%s is a bi-encoder already: not bootstrapped", backbone.bi)
                 shutil.copytree(start, out / f"model-{i}")
                 continue
-            context = self._context(work, 0, "bootstrap", i)
-            model = load_bi_encoder(start, device=self._device, trust_remote_code=self.trust_remote_code)
-            log = bootstrap_encoder(model, self.sentences, settings=self.config.bootstrap, context=context)
-            card = self._describe_model(0, i, self.config.bootstrap, sentences=len(self.sentences))
-            _keep_model(model, out, i, context.work, log, card=card)
+            student = self._student(i, start, out, work, 0, "bootstrap")
+            jobs[i] = partial(student.bootstrap, self.sentences, settings=self.config.bootstrap)
+        run_on_devices(jobs, self._devices, stop=self.stop)
 
     def _mine(self, out: Path, work: Path) -> None:
         assert self.sentences is not None
         mine = partial(mine_lists, size=self.config.mine.list_size) if self.config.mine.list_size else mine_pairs
         mined = mine(
-            load_bi_encoder(self.run.stage_path(self._first) / "model-0", **self._loading),
+            load_bi_encoder(self.run.stage_path(self._first) / "model-0", **self._loading(0)),
             self.sentences,
             settings=self.config.mine,
             seed=_seed(self.config.seed, 0, "mine", 0),
@@ -242,65 +231,18 @@ class _Distillation:
         pairs.to_parquet(str(out / "pairs.parquet"))
 
     def _label_by_bi(self, out: Path, work: Path, *, teachers: str, earlier: str | None) -> None:
-        columns: dict[str, Scores] = {}
-        if earlier is not None:
-            labels = read_labels(self.run.stage_path(earlier))
-            columns = read_teachers(labels, earlier=earlier.partition("-")[0])
-        for i in range(len(self.backbones)):
-            columns.update(self._score_views(self._teacher_path(teachers, i), i))
-        if self.config.overlap:
-            columns["overlap"] = score_overlap(self.pairs)
-        self._write_labels(out, columns)
+        models = self._teacher_paths(teachers)
+        self._teachers.label_by_bi(models, out=out, earlier=None if earlier is None else self.run.stage_path(earlier))
         if teachers == self._first:
-            self._inspect(out, teachers)
+            plain = [teachers == START and detect_kind(backbone.bi) != "bi" for backbone in self.backbones]
+            self._teachers.inspect(models, out=out, plain=plain, dev=self.dev, tests=self.tests)
 
     def _label_by_cross(self, out: Path, work: Path, *, teachers: str, bi_label: str) -> None:
-        columns = read_teachers(read_labels(self.run.stage_path(bi_label)))
-        for i in range(len(self.backbones)):
-            columns[f"cross-{i}"] = self._score(score_pairs, self._teacher_path(teachers, i), symmetric=self.symmetric)
-        self._write_labels(out, columns)
-
-    def _score_views(self, folder: Path, i: int) -> dict[str, Scores]:
-        """What the bi-encoder in `folder` says of every pair, in each of the views that count."""
-        columns = {f"bi-{i}": self._score(score_pairs, folder)}
-        if self.config.simplified:
-            columns[f"plain-{i}"] = self._score(score_simplified, folder)
-        if self.config.alignment:
-            columns[f"align-{i}"] = self._score(score_alignments, folder)
-        return columns
-
-    def _write_labels(self, out: Path, columns: dict[str, Scores]) -> None:
-        columns = usable_columns(columns)
-        scores, keep = merge_labels(columns, self.config, backbones=[backbone.weight for backbone in self.backbones])
-        if keep is not None:
-            logger.info("labels: %.0f %% of the bi-encoders, the rest of the cross-encoders", 100 * keep)
-        make_labels(self.pairs, columns, scores).to_parquet(str(out / "labels.parquet"))
-
-    def _inspect(self, out: Path, teachers: str) -> None:
-        """Say what speaks against the run while it has cost little."""
-        labels = read_labels(out)
-        scores = {**read_teachers(labels), "score": np.asarray(labels["score"], dtype=np.float32)}
-        first = next((int(name.removeprefix("bi-")) for name in scores if name.startswith("bi-")), 0)
-        try:
-            strangers = score_pairs(
-                self._load_for_scoring(self._teacher_path(teachers, first)),
-                pair_strangers(self.pairs),
-                batch_tokens=self.config.batch_tokens,
-            )
-        except StateError as error:
-            logger.warning("unrelated sentences were not looked at: %s", error)
-            strangers = None
-        inspection = inspect_pairs(
-            self.pairs, scores, strangers=strangers, dev=self.dev, tests=self.tests, symmetric=self.symmetric,
-            plain=teachers == START and detect_kind(self.backbones[first].bi) != "bi",
-        )  # fmt: skip
-        durable.write_json(out / "inspection.json", inspection.to_dict())
-        for finding in inspection.findings:
-            logger.warning("%s", finding.text)
+        self._teachers.label_by_cross(self._teacher_paths(teachers), out=out, labels=self.run.stage_path(bi_label))
 
     def _train_cross(self, out: Path, work: Path, *, cycle: int, carried: str | None, labels: str) -> None:
+        jobs = {}
         for i in range(len(self.backbones)):
-            context = self._context(work, cycle, "cross", i)
             own_start = self.run.stage_path(START) / f"cross-{i}"
             if carried is not None:
                 source, has_head = self.run.stage_path(carried) / f"model-{i}", True
@@ -308,33 +250,23 @@ class _Distillation:
                 source, has_head = own_start, True
             else:
                 source, has_head = self.run.stage_path(self._first) / f"model-{i}", False
-            model = load_cross_encoder(
-                source, new_head=not has_head, device=self._device, trust_remote_code=self.trust_remote_code
-            )
-            rows = read_labels(self.run.stage_path(labels))
-            log = train_cross_encoder(model, rows, settings=self.config.cross, context=context)
-            card = self._describe_model(cycle, i, self.config.cross, pairs=len(rows))
-            _keep_model(model, out, i, context.work, log, card=card)
+            jobs[i] = partial(
+                self._student(i, source, out, work, cycle, "cross").learn_cross,
+                self.run.stage_path(labels), new_head=not has_head, settings=self.config.cross,
+            )  # fmt: skip
+        run_on_devices(jobs, self._devices, stop=self.stop)
 
     def _train_bi(self, out: Path, work: Path, *, cycle: int, start: str, labels: str) -> None:
-        chosen = self.config.student
+        chosen, peers = self.config.student, self._teacher_paths(start)
+        jobs = {}
         for i in range(len(self.backbones)) if chosen is None else [chosen]:
-            context = self._context(work, cycle, "bi", i)
-            source = self.run.stage_path(start) / f"model-{i}"
-            model = load_bi_encoder(source, device=self._device, trust_remote_code=self.trust_remote_code)
-            rows = read_labels(self.run.stage_path(labels))
-            together = self.config.bi.loss in LIST_LOSSES
-            rows = thin_out(rows, self.config.down_weight, seed=context.seed, lists=together)
-            peer = self._load_peer(start, i)
-            log = train_bi_encoder(model, rows, settings=self.config.bi, context=context, peer=peer)
-            card = self._describe_model(cycle, i, self.config.bi, pairs=len(rows))
-            _keep_model(model, out, i, context.work, log, card=card)
-
-    def _load_peer(self, start: str, i: int) -> SentenceTransformer | None:
-        """Whose geometry the student keeps: the next backbone's at the start of this cycle, or else its own."""
-        if not self.config.bi.geometry or len(self.backbones) == 1:
-            return None
-        return load_bi_encoder(self._teacher_path(start, (i + 1) % len(self.backbones)), **self._loading)
+            # the geometry to keep: the next backbone's at the start of this cycle, or else the student's own
+            peer = peers[(i + 1) % len(peers)] if self.config.bi.geometry and len(peers) > 1 else None
+            jobs[i] = partial(
+                self._student(i, self.run.stage_path(start) / f"model-{i}", out, work, cycle, "bi").learn_bi,
+                self.run.stage_path(labels), settings=self.config.bi, down_weight=self.config.down_weight, peer=peer,
+            )  # fmt: skip
+        run_on_devices(jobs, self._devices, stop=self.stop)
 
     def _evaluate(self, cycle: int) -> dict[str, Any]:
         trained = {"bi": stage_name(cycle, "40-bi-train"), "cross": stage_name(cycle, "20-cross-train")}
@@ -356,7 +288,7 @@ class _Distillation:
                     folder = self.run.stage_path(stage) / f"{kind}-{i}"
                     if folder.is_dir():
                         path = folder.relative_to(self.run.folder).as_posix()
-                        figures, predictions[path] = self._score_on_dev(folder)
+                        figures, predictions[path] = self._score_on_dev(folder, i)
                         entry[form].append({"backbone": i, "path": path, **figures})
         if labels is not None:
             columns = read_teachers(read_labels(self.run.stage_path(labels)))
@@ -380,18 +312,18 @@ class _Distillation:
             [self.run.stage_path(self._first) / f"model-{i}" for i in range(len(self.backbones))],
             self.pairs.select(rows),
             labels={name: scores[rows] for name, scores in labels.items()},
-            load=partial(load_bi_encoder, **self._loading),
+            load=partial(load_bi_encoder, **self._loading(0)),
             seed=self.config.seed,
         )
         for model, criteria in zip(students, judged, strict=True):
             model["criteria"] = criteria
 
-    def _score_on_dev(self, folder: Path) -> tuple[dict[str, Any], list[float]]:
+    def _score_on_dev(self, folder: Path, i: int) -> tuple[dict[str, Any], list[float]]:
         """The figures of one model, and its score of every dev pair."""
         if self.dev is None:
             return {"score": None}, []
         scores = score_pairs(
-            self._load_for_scoring(folder), self.dev, symmetric=self.symmetric, batch_tokens=self.config.batch_tokens
+            self._load_for_scoring(folder, i), self.dev, symmetric=self.symmetric, batch_tokens=self.config.batch_tokens
         )
         kept = [float(str(score)) for score in scores]  # the shortest digits that give the float32 again
         found = correlation(scores, list(self.dev["score"]))
@@ -400,71 +332,55 @@ class _Distillation:
             return {"score": None, "reason": found["reason"]}, kept
         return {"score": _percent(found["spearman"])}, kept
 
-    def _score(self, score: Callable[..., Scores], folder: Path, **options: Any) -> Scores:
-        """A teacher's scores of the pairs by `score`; NaN throughout where the teacher gives no number."""
-        try:
-            return score(
-                self._load_for_scoring(folder),
-                self.pairs,
-                batch_tokens=self.config.batch_tokens,
-                progress=True,
-                **options,
-            )
-        except StateError as error:
-            logger.warning("%s: %s", folder, error)
-            return np.full(len(self.pairs), np.nan, dtype=np.float32)
+    def _teacher_paths(self, stage: str) -> list[Path]:
+        """The models of `stage`, one a backbone; with one student alone the others stay what they were."""
+        paths = [self.run.stage_path(stage) / f"model-{i}" for i in range(len(self.backbones))]
+        first = self.run.stage_path(self._first)
+        return [path if path.is_dir() else first / path.name for path in paths]
 
-    def _teacher_path(self, stage: str, i: int) -> Path:
-        """The model of a backbone in `stage`; with one student alone the others stay what they were."""
-        path = self.run.stage_path(stage) / f"model-{i}"
-        return path if path.is_dir() else self.run.stage_path(self._first) / f"model-{i}"
+    @property
+    def _teachers(self) -> Teachers:
+        weights = [backbone.weight for backbone in self.backbones]
+        return Teachers(self.pairs, self.config, weights, self.symmetric, self._load_for_scoring)
 
-    def _describe_model(self, cycle: int, i: int, settings: TrainingSettings, **texts: int) -> dict[str, Any]:
-        """What a student's model card says of its making."""
+    def _student(self, i: int, start: Path, out: Path, work: Path, cycle: int, form: str) -> Student:
         names = (self.run.identity.get("inputs") or {}).get("model") or ()
-        return describe_origin(
+        describe = partial(
+            describe_origin,
             names[i] if i < len(names) else None,
             self.run.identity["backbones"][f"model-{i}"]["bi"],
-            settings=settings,
             seed=self.config.seed,
             cycle=cycle,
-            **texts,
             labels="trained without labels" + (", a scored dev set chose" if self.dev is not None else ""),
         )
-
-    def _load_for_scoring(self, folder: Path) -> Encoder:
-        return load_encoder(folder, **self._loading)
-
-    @property
-    def _loading(self) -> dict[str, Any]:
-        precision = self.run.identity["machine"]["precision"]
-        return {"dtype": precision, "device": self._device, "trust_remote_code": self.trust_remote_code}
-
-    @property
-    def _device(self) -> str:
-        return self.run.identity["machine"]["device"]
-
-    def _context(self, work: Path, cycle: int, form: str, i: int) -> TrainingContext:
-        return TrainingContext(
+        context = TrainingContext(
             work=work / f"model-{i}",
             seed=_seed(self.config.seed, cycle, form, i),
-            precision=self.run.identity["machine"]["precision"],
+            precision=self._precision,
             save_steps=self.config.save_steps,
             dev=self.dev,
             eval_steps=self.config.eval_steps,
             symmetric=self.symmetric,
-            stop=self.stop,
             report_to=self.report_to,
+            line=i % len(self._devices),
         )
+        return Student(i, start, out, context, describe, self.trust_remote_code)
 
+    def _load_for_scoring(self, folder: Path, i: int) -> Encoder:
+        return load_encoder(folder, **self._loading(i))
 
-def _keep_model(
-    model: Encoder, out: Path, i: int, work: Path, log: list[dict[str, Any]], *, card: Mapping[str, Any] | None = None
-) -> None:
-    save_model(model, out / f"model-{i}", card=card)
-    if (work / "last").is_dir():
-        shutil.copytree(work / "last", out / f"last-{i}")
-    write_log(out / f"log-{i}.json", log)
+    def _loading(self, i: int) -> dict[str, Any]:
+        """How the models of a backbone are loaded where they are not trained."""
+        device = self._devices[i % len(self._devices)]
+        return {"dtype": self._precision, "device": device, "trust_remote_code": self.trust_remote_code}
+
+    @property
+    def _precision(self) -> str:
+        return self.run.identity["machine"]["precision"]
+
+    @property
+    def _devices(self) -> list[str]:
+        return resolve_devices(self.run.identity["machine"]["device"])
 
 
 def _seed(*parts: Any) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -44,6 +44,7 @@ __all__ = [
     "load_encoder",
     "model_digest",
     "resolve_device",
+    "resolve_devices",
     "resolve_precision",
 ]
 
@@ -268,6 +269,27 @@ def resolve_device(device: str | None) -> str:
     if (found.index or 0) >= count:
         raise InputError(f"device {device!r} is not on this machine ({count} of that type here); try cpu")
     return device
+
+
+def resolve_devices(devices: str | Sequence[str] | None) -> list[str]:
+    """Return the devices to use: one or more, checked by `resolve_device`; all CPUs or all GPUs.
+
+    Args:
+        devices: names, in a list or with commas between them; the same one may stand there twice.
+
+    Raises:
+        InputError: no device, one that is not here, or different kinds, which differ in their arithmetic.
+
+    Example:
+        >>> resolve_devices("cpu,cpu")
+        ['cpu', 'cpu']
+    """
+    names = devices.split(",") if isinstance(devices, str) else [None] if devices is None else list(devices)
+    found = [resolve_device(None if name is None else name.strip()) for name in names]
+    kinds = {name.partition(":")[0] for name in found}
+    if len(kinds) != 1:
+        raise InputError(f"expected one device, or several of one kind, found {devices!r}; e.g. cuda:0,cuda:1")
+    return found
 
 
 def resolve_precision(precision: str, *, device: str | None = None) -> str:

@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 
 from transenc.config import Backbone, DistillConfig, to_dict
-from transenc.encoders import model_digest, resolve_device, resolve_precision
+from transenc.encoders import model_digest, resolve_devices, resolve_precision
 
 
 def identify_run(
@@ -22,7 +22,7 @@ def identify_run(
     config: DistillConfig,
     dev: Dataset | None,
     symmetric: bool,
-    device: str | None,
+    device: str | Sequence[str] | None,
     inputs: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Everything that decides what a run makes, by digests; `inputs` are names for people, and not compared.
@@ -45,16 +45,16 @@ def identify_run(
         ...              device="cpu", inputs=None)["pairs"]["rows"]  # doctest: +SKIP
         1000
     """
-    device = resolve_device(device)
+    devices = resolve_devices(device)
     return {
         "config": _describe_config(config, mined=pairs is None),
         "backbones": {f"model-{i}": _describe_backbone(backbone) for i, backbone in enumerate(backbones)},
         "pairs": {**_describe_texts(pairs, sentences), "symmetric": symmetric},
         "dev": None if dev is None else {"rows": len(dev), "sha256": _digest_rows(dev, tuple(dev.column_names))},
         "machine": {
-            "device": device,
+            "device": ",".join(devices),
             "threads": torch.get_num_threads(),
-            "precision": resolve_precision(config.precision, device=device),
+            "precision": resolve_precision(config.precision, device=devices[0]),
         },
         "inputs": dict(inputs or {}),
     }

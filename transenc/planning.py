@@ -12,7 +12,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from transenc.config import LIST_LOSSES, Backbone, DistillConfig, TrainingSettings
-from transenc.encoders import detect_kind, load_bi_encoder, resolve_device, resolve_precision
+from transenc.encoders import detect_kind, load_bi_encoder, resolve_devices, resolve_precision
 from transenc.errors import InputError, StateError
 from transenc.labeling import Scores
 from transenc.outcome import MAX_AUTO_CYCLES
@@ -141,7 +141,7 @@ def preview_run(
         >>> plan, inspection = preview_run([Backbone("my/encoder")], pairs, config=DistillConfig())  # doctest: +SKIP
     """
     check_inputs(backbones, pairs, sentences, config=config, dev=dev, symmetric=symmetric)
-    device = resolve_device(device)
+    device = resolve_devices(device)[0]
     if pairs is not None:
         n, rows = len(pairs), _sample(pairs)
         scores, strangers, minutes_a_pair = _score_sample(backbones, pairs, rows, config, device)

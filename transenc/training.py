@@ -26,6 +26,7 @@ from sentence_transformers import (
 )
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.sampler import DefaultBatchSampler
+from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -66,6 +67,7 @@ class TrainingContext:
         symmetric: whether (a, b) and (b, a) mean the same.
         stop: asked after every step; a pending signal saves a checkpoint and ends the training.
         report_to: experiment trackers of HF Trainer, e.g. `("tensorboard",)`.
+        line: of the progress bar, counted down from the first, for trainings side by side.
     """
 
     work: Path
@@ -77,6 +79,7 @@ class TrainingContext:
     symmetric: bool = True
     stop: StopRequest = field(default_factory=StopRequest)
     report_to: Sequence[str] = ()
+    line: int = 0
 
 
 def train_bi_encoder(
@@ -326,7 +329,8 @@ def _train(
         shutil.rmtree(leftover)
     durable.remove_temporaries(context.work)
     # in this order: a checkpoint that a signal asks for is looked at as well
-    callbacks = [SealedCheckpoints(context.work, context.stop, loss), FiniteNumbers(context.work), TrainingProgress()]
+    callbacks = [SealedCheckpoints(context.work, context.stop, loss), FiniteNumbers(context.work)]
+    callbacks.append(TrainingProgress(context.line))
     callbacks.append(_watch_collapse(model, rows if probe is None else probe, context))
     trainer = trainer_class(
         model=model,
@@ -387,6 +391,15 @@ class _DevSpearman(BaseEvaluator):
 
 class TrainingProgress(ProgressCallback):
     """The trainer's progress bar with the loss in it; the original writes every log line to stdout."""
+
+    def __init__(self, line: int = 0) -> None:
+        super().__init__()
+        self.line = line
+
+    def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
+        """Put the bar in its line."""
+        self.training_bar: Any = tqdm(total=state.max_steps, dynamic_ncols=True, position=self.line)
+        self.current_step = 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
         """Show the loss in the bar."""

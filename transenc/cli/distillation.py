@@ -90,7 +90,7 @@ def add_distill(verbs: Any) -> None:
     )
     verb.add_argument("--dry-run", action="store_true", help="print the stages, their sizes and a rough time")
     verb.add_argument("--max-length", type=int, help="tokens of a sentence; a pair gets twice as many")
-    add_model_options(verb, length=False, batch=False)
+    add_model_options(verb, devices=True, length=False, batch=False)
     settings = verb.add_argument_group("settings (presets differ; `default` shown)")
     add_settings(settings, DistillConfig())
 

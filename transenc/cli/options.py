@@ -27,17 +27,22 @@ def add_model_options(
     *,
     pooling: bool = True,
     device: bool = True,
+    devices: bool = False,
     length: bool = True,
     batch: bool = True,
     data: bool = True,
     trust: bool = True,
     precision: str | None = None,
 ) -> None:
-    """Add the flags of every command that loads a model; `precision` is the default of that flag, None: no flag."""
+    """Add the flags of every command that loads a model.
+
+    `devices`: --device may name several; `precision` is the default of that flag, None: no flag.
+    """
     if pooling:
         verb.add_argument("--pooling", help="for bare Hugging Face folders: cls, mean, max, lasttoken")
     if device:
-        verb.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+        several = "; several, as in cuda:0,cuda:1, train the students of several --model side by side" * devices
+        verb.add_argument("--device", help=f"cpu, cuda, cuda:1, ...; default: a GPU if there is one{several}")
     if data:
         verb.add_argument("--data", help="folder of the benchmarks; default: $TRANSENC_DATA, else the Hub")
     if trust:

@@ -1,0 +1,137 @@
+"""Jobs on several devices: each in its own process, stopped together, and never left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scenario import Child
+
+from transenc.errors import InputError, Interrupted
+from transenc.signals import StopRequest, stop_on_signals
+from transenc.workers import run_on_devices
+
+# ---- jobs
+
+
+def note(path: Path, *, device: str, stop: StopRequest) -> None:
+    path.write_text(
+        json.dumps(
+            {
+                "pid": os.getpid(),
+                "device": device,
+                "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
+                "threads": torch.get_num_threads(),
+            }
+        )
+    )
+
+
+def wait_for_stop(path: Path, *, device: str, stop: StopRequest) -> None:
+    path.write_text(str(os.getpid()))
+    while stop.signum is None:
+        time.sleep(0.01)
+    path.with_suffix(".stopped").touch()
+    raise Interrupted(stop.signum)
+
+
+def fail_when(path: Path, *, device: str, stop: StopRequest) -> None:
+    wait_until(path.exists)
+    raise InputError("the second job cannot be done")
+
+
+def wait_until(condition: Any, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.01)
+
+
+def run_noted(folder: Path, devices: list[str], jobs: int) -> list[dict[str, Any]]:
+    run_on_devices({i: partial(note, folder / str(i)) for i in range(jobs)}, devices, stop=StopRequest())
+    return [json.loads((folder / str(i)).read_text()) for i in range(jobs)]
+
+
+# ---- where they run
+
+
+def test_on_one_device_jobs_run_here(tmp_path: Path) -> None:
+    found = run_noted(tmp_path, ["cpu"], 2)
+    assert [job["pid"] for job in found] == [os.getpid()] * 2
+
+
+def test_every_device_has_a_process(tmp_path: Path) -> None:
+    first, second, third = run_noted(tmp_path, ["cpu", "cpu"], 3)
+    assert first["pid"] == third["pid"] != second["pid"]
+    assert os.getpid() not in (first["pid"], second["pid"])
+    assert {job["device"] for job in (first, second, third)} == {"cpu"}
+    assert first["threads"] == max(1, torch.get_num_threads() // 2)
+
+
+def test_a_gpu_among_several_is_alone_in_its_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4, 5,7")
+    (found,) = run_noted(tmp_path, ["cuda:1"], 1)
+    assert found["pid"] != os.getpid()
+    assert (found["device"], found["visible"]) == ("cuda", "5")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4, 5,7"
+
+
+def test_gpus_without_the_variable_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (found,) = run_noted(tmp_path, ["cuda:1"], 1)
+    assert (found["device"], found["visible"]) == ("cuda", "1")
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+# ---- how they end
+
+
+def test_the_error_of_one_job_stops_the_others(tmp_path: Path) -> None:
+    jobs = {0: partial(wait_for_stop, tmp_path / "a"), 1: partial(fail_when, tmp_path / "a")}
+    with pytest.raises(InputError, match="the second job cannot be done"):
+        run_on_devices(jobs, ["cpu", "cpu"], stop=StopRequest())
+    assert (tmp_path / "a.stopped").exists()
+
+
+def start_waiting_jobs(folder: Path) -> Child:
+    def run() -> None:
+        with stop_on_signals() as stop:
+            jobs = {i: partial(wait_for_stop, folder / name) for i, name in enumerate("ab")}
+            run_on_devices(jobs, ["cpu", "cpu"], stop=stop)
+
+    child = Child(run)
+    assert child.wait_for(lambda: all((folder / name).exists() and (folder / name).read_text() for name in "ab"))
+    return child
+
+
+def test_a_signal_stops_all_and_waits_for_them(tmp_path: Path) -> None:
+    child = start_waiting_jobs(tmp_path)
+    child.kill(signal.SIGTERM)
+    assert child.finish().status == 128 + signal.SIGTERM
+    assert all((tmp_path / f"{name}.stopped").exists() for name in "ab")
+
+
+def test_no_worker_outlives_its_parent(tmp_path: Path) -> None:
+    child = start_waiting_jobs(tmp_path)
+    workers = [int((tmp_path / name).read_text()) for name in "ab"]
+    child.kill(signal.SIGKILL)
+    assert child.finish().status == 128 + signal.SIGKILL
+    wait_until(lambda: not any(is_running(pid) for pid in workers))
+    assert not list(tmp_path.glob("*.stopped"))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"  # dead, and nobody has asked how it ended
