@@ -88,6 +88,7 @@ def main() -> int:
     ladder.add_argument("--cycles", type=int, default=1, help="of the distillation (1)")
     ladder.add_argument("--pairs", type=int, help="pairs of each pool, a random sample; default: all")
     ladder.add_argument("--distill-learning-rate", type=float, default=1e-4, help="of both forms (1e-4)")
+    ladder.add_argument("--overlap", type=float, default=4.0, help="words in common, their weight in the labels (4)")
     ladder.add_argument("--cross-start", choices=("encoder", "lm"), default="encoder", help="weights it starts from")
     ladder.add_argument("--longer-cap", type=int, default=200_000, help="sentences of the longer bootstrap at most")
     batches = studies.add_parser("batches", parents=[shared], help="batch sizes with and without large-batch losses")
@@ -233,7 +234,7 @@ def distil(study: Study, pool: str, source: str, start: Path, arguments: argpars
     from transenc.distillation import distill
 
     rate, seed = arguments.distill_learning_rate, arguments.seed[0]
-    default = DistillConfig(keep_label=0.5, simplified=0.0, select="last")  # as it was when the ladder was climbed
+    default = DistillConfig(overlap=arguments.overlap, select="last")  # every rung is shown, whatever would be chosen
     config = dataclasses.replace(
         default,
         cycles=arguments.cycles,

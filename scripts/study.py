@@ -3,6 +3,7 @@
     python scripts/study.py screen --start minilm=FOLDER --cross minilm=CROSS     # no training: the labels alone
     python scripts/study.py run --start minilm=FOLDER --arm simplified --arm reference --pool inductive
     python scripts/study.py run --start a=FOLDER --start b=FOLDER --arm overlap   # mutual distillation of both
+    python scripts/study.py run --start minilm=FOLDER --arm default --seed 1 --seed 2 --average   # and their average
     python scripts/study.py write                                                 # the page, from the JSON so far
 
 The benchmarks come from $TRANSENC_DATA (or --data). Runs are durable and go to --work; the same command resumes. What
@@ -15,7 +16,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from machine import cpu_name
 from reproduce_results import score_labels, score_once, stage_seconds
 from study_results import ARMS, DOCS, POOLS, SCREENS, write_page
 
+from transenc.averaging import average_weights
 from transenc.benchmarks import load_benchmark
 from transenc.cli import main as transenc
 from transenc.config import DistillConfig, merge_config
@@ -34,6 +36,7 @@ from transenc.errors import TransencError
 from transenc.evaluation import compare, evaluate_sts
 from transenc.labeling import merge_labels
 from transenc.metrics import correlation
+from transenc.model_cards import save_model
 from transenc.report.labels import read_label_stages
 from transenc.report.times import describe_stages
 from transenc.scoring import score_pairs
@@ -58,6 +61,7 @@ def main() -> int:
     run.add_argument("--pairs", type=int, help="a sample of so many of them; default: all")
     run.add_argument("--seed", action="append", type=int, help="default: 2021")
     run.add_argument("--work", type=Path, default=Path("runs/study"), help="folder of the runs (runs/study)")
+    run.add_argument("--average", action="store_true", help="then the average weights of the seeds' bi-encoders")
     run.add_argument("--extra", default="", help="flags of distill for every arm, e.g. '--bi-learning-rate 1e-4'")
     studies.add_parser("write", help="docs/study.md from docs/results/study-*.json")
     arguments = parser.parse_args()
@@ -65,9 +69,12 @@ def main() -> int:
         if arguments.study == "screen":
             screen_labels(dict(arguments.start), dict(arguments.cross), arguments.data)
         elif arguments.study == "run":
-            for seed in arguments.seed or [2021]:
+            seeds = arguments.seed or [2021]
+            for seed in seeds:
                 for arm in arguments.arm:
                     run_arm(arm, seed, arguments)
+            for arm in arguments.arm if arguments.average else ():
+                average_seeds(arm, seeds, arguments)
         else:
             write_page()
     except TransencError as error:
@@ -127,8 +134,7 @@ def _counts(column: str, settings: Mapping[str, Any]) -> bool:
 def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> None:
     """Distil (or resume) one recipe from the given starts, evaluate what it made, store the result."""
     starts, data = dict(arguments.start), arguments.data
-    size = "" if arguments.pairs is None else f"-{arguments.pairs}"
-    run = arguments.work / f"{'-'.join(starts)}-{arguments.pool}{size}-{arm}-seed{seed}"
+    run = place_run(arm, f"seed{seed}", arguments)
     flags = [
         "--pairs",
         f"suite:{POOLS[arguments.pool]}",
@@ -166,6 +172,34 @@ def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> None:
         "labels": {} if len(starts) > 1 else score_labels(run, len(best["history"]) - 1, data),
     }  # fmt: skip
     write_json(DOCS / "results" / f"study-{run.name}.json", result)
+
+
+def average_seeds(arm: str, seeds: Sequence[int], arguments: argparse.Namespace) -> None:
+    """Average the weights of the last cycle's bi-encoders over runs that differ in their seed; evaluate the result."""
+    runs = [place_run(arm, f"seed{seed}", arguments) for seed in seeds]
+    students = [read_json(run / "best.json")["history"][-1]["bi"] for run in runs]
+    out = place_run(arm, "-".join(["average", *map(str, seeds)]), arguments)
+    scores, differences = {}, {}
+    for i in range(len(arguments.start)):
+        folders = [run / model[i]["path"] for run, model in zip(runs, students, strict=True)]
+        save_model(average_weights(folders), out / f"model-{i}")
+        found = score_once(out, f"model-{i}", arguments.data)
+        start = score_once(runs[0], f"{START}/model-{i}", arguments.data)
+        scores[f"model-{i}"] = evaluate_sts(found, data=arguments.data)
+        differences[f"model-{i}"] = compare(found, start, data=arguments.data)["average"]
+    first = read_json(DOCS / "results" / f"study-{runs[0].name}.json")
+    result = {
+        **{name: first[name] for name in ("arm", "starts", "pool", "pairs", "machine")}, "seeds": list(seeds),
+        "command": f"transenc average {' '.join('--model $SEED' + str(seed) for seed in seeds)} --output FOLDER",
+        "scores": scores, "to_start": differences,
+    }  # fmt: skip
+    write_json(DOCS / "results" / f"study-{out.name}.json", result)
+
+
+def place_run(arm: str, name: str, arguments: argparse.Namespace) -> Path:
+    """The folder of one run among the others."""
+    size = "" if arguments.pairs is None else f"-{arguments.pairs}"
+    return arguments.work / f"{'-'.join(dict(arguments.start))}-{arguments.pool}{size}-{arm}-{name}"
 
 
 def compare_with_reference(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from bootstrap_results import DOCS, fill, read_results
@@ -83,25 +84,44 @@ def describe_screen(result: Mapping[str, Any]) -> str:
     return f"**{' + '.join(result['starts'])}{cross}** ({sizes} pairs)\n\n{format_table(['label', *names], rows)}"
 
 
-def describe_runs(starts: str, pool: str, pairs: int, runs: Sequence[Mapping[str, Any]]) -> str:
-    """The runs from one start (or several) on one pool: the start, then each recipe's models of the last cycle."""
+def describe_runs(starts: str, pool: str, pairs: int, results: Sequence[Mapping[str, Any]]) -> str:
+    """The runs from one start (or several) on one pool: the start, each recipe's models of the last cycle, all seeds.
+
+    After the seeds of a recipe comes the mean of their figures, then what the average of their weights reaches.
+    """
+    columns = (*STS_TASKS, "average")
+    runs = [result for result in results if "seed" in result]
     rows: dict[str, list[str]] = {}
+    alike: dict[tuple[str, str], dict[int, Mapping[str, float]]] = defaultdict(dict)
     for run in sorted(runs, key=lambda run: (list(ARMS).index(run["arm"]), run["seed"])):
         for path, scores in run["scores"].items():
-            is_start, number = path.startswith("stages/c00"), int(path.rpartition("-")[2])
-            who = f" of {run['starts'][number]}" if len(run["starts"]) > 1 else ""
-            form = "cross" if "cross" in path else "bi"
-            name = (
-                f"start{who}" if is_start else f"{run['arm']}, seed {run['seed']}, cycle {int(path[8:10])} {form}{who}"
-            )
+            is_start, who = path.startswith("stages/c00"), name_backbone(run, path)
+            model = f"cycle {int(path[8:10])} {'cross' if 'cross' in path else 'bi'}{who}"
+            name = f"start{who}" if is_start else f"{run['arm']}, seed {run['seed']}, {model}"
             rows[name] = [
                 name,
-                *(f"{scores[task]:.2f}" for task in (*STS_TASKS, "average")),
+                *(f"{scores[task]:.2f}" for task in columns),
                 "" if is_start else show(run["to_start"][path]),
                 show((run["to_reference"] or {}).get(path)),
                 "" if is_start else f"{run['seconds'] / 60:.0f}",
                 "" if is_start else f"{run['flops'] / 1e12:.0f}",
             ]
+            if not is_start:
+                alike[run["arm"], model][run["seed"]] = {**scores, "gain": run["to_start"][path]["difference"]}
+    for (arm, model), seeds in alike.items():
+        if len(seeds) > 1:
+            mean = {name: fmean(scores[name] for scores in seeds.values()) for name in (*columns, "gain")}
+            gains = [scores["gain"] for scores in seeds.values()]
+            name = f"**{arm}, mean of {len(seeds)} seeds, {model}**"
+            spread = f"{mean['gain']:+.2f} (seeds: {min(gains):+.2f} to {max(gains):+.2f})"
+            rows[name] = [name, *(f"{mean[task]:.2f}" for task in columns), spread, "", "", ""]
+    for result in results:
+        if "seed" not in result:
+            for path, scores in result["scores"].items():
+                seeds = ", ".join(map(str, result["seeds"]))
+                name = f"{result['arm']}, weights of seeds {seeds} averaged{name_backbone(result, path)}"
+                figures = [f"{scores[task]:.2f}" for task in columns]
+                rows[name] = [name, *figures, show(result["to_start"][path]), "", "", ""]
     starts_first = sorted(rows.values(), key=lambda row: not row[0].startswith("start"))
     names = ["model", *STS_TASKS, "average", "to start", "to reference", "min", "TFLOP"]
     machine = runs[0]["machine"]
@@ -109,6 +129,11 @@ def describe_runs(starts: str, pool: str, pairs: int, runs: Sequence[Mapping[str
         f"**{starts}, {pool} pool, {pairs:,} pairs**\n\n{format_table(names, starts_first)}\n\n"
         f"{machine['threads']} thread(s) of {machine['cpu']}, {machine['device']}, {machine['precision']} arithmetic."
     )
+
+
+def name_backbone(result: Mapping[str, Any], path: str) -> str:
+    """Whose model lies at `path`, where there are several."""
+    return f" of {result['starts'][int(path.rpartition('-')[2])]}" if len(result["starts"]) > 1 else ""
 
 
 def show(difference: Mapping[str, float] | None) -> str:

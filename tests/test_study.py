@@ -91,6 +91,36 @@ def test_an_arm_is_run_once_and_told_with_its_intervals(
     assert page.count("| start |") == 1
 
 
+def test_seeds_have_a_mean_and_an_average_of_their_weights(
+    monkeypatch: pytest.MonkeyPatch, tiny_bi: Path, benchmarks: Path, tmp_path: Path
+) -> None:
+    from study_results import describe_runs
+
+    call = ["--data", benchmarks, "run", "--start", f"a={tiny_bi}", "--arm", "half", "--pairs", 12, "--seed", 1,
+            "--seed", 2, "--average", "--work", tmp_path / "work", f"--extra={EXTRA} --bi-epochs 1"]  # fmt: skip
+    assert not run_study(monkeypatch, *call)
+    runs = [read(tmp_path, f"a-transductive-12-half-seed{seed}") for seed in (1, 2)]
+    average = read(tmp_path, "a-transductive-12-half-average-1-2")
+    bi = "stages/c01-40-bi-train/model-0"
+    one, two, middle = (
+        load_bi_encoder(tmp_path / "work" / folder).state_dict()["0.model.embeddings.word_embeddings.weight"]
+        for folder in (
+            *(f"a-transductive-12-half-seed{seed}/{bi}" for seed in (1, 2)),
+            "a-transductive-12-half-average-1-2/model-0",
+        )
+    )
+    assert not one.equal(two)
+    assert middle.sub((one + two) / 2).abs().max() < 1e-6
+    page = describe_runs("a", "transductive", 12, [*runs, average])
+    mean = sum(run["scores"][bi]["average"] for run in runs) / 2
+    (line,) = [line for line in page.splitlines() if "mean of 2 seeds, cycle 1 bi" in line]
+    assert f"| {mean:.2f} |" in line
+    (line,) = [line for line in page.splitlines() if "weights of seeds 1, 2 averaged" in line]
+    assert (
+        f"{average['scores']['model-0']['average']:.2f} | {average['to_start']['model-0']['difference']:+.2f}" in line
+    )
+
+
 def test_what_cannot_be_read_ends_with_its_exit_code(
     monkeypatch: pytest.MonkeyPatch, tiny_bi: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
