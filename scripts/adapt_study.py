@@ -32,9 +32,10 @@ from bundled import bundled_model
 from machine import cpu_name
 
 from transenc.config import Backbone, DistillConfig, MiningSettings, merge_config
+from transenc.devices import resolve_precision
 from transenc.distillation import distill
 from transenc.durable import read_json, read_records, write_json
-from transenc.encoders import load_bi_encoder, model_digest, resolve_precision
+from transenc.encoders import load_bi_encoder, model_digest
 from transenc.errors import InputError, Interrupted, TransencError
 from transenc.mining import mine_corpus
 from transenc.pairs import read_pairs

@@ -24,8 +24,9 @@ from transformers import set_seed
 
 from transenc.benchmarks import load_pool
 from transenc.config import DistillConfig, merge_config
+from transenc.devices import resolve_precision
 from transenc.durable import write_json
-from transenc.encoders import load_bi_encoder, load_cross_encoder, resolve_precision
+from transenc.encoders import load_bi_encoder, load_cross_encoder
 from transenc.labeling import label_pairs
 from transenc.pairs import read_pairs
 from transenc.scoring import score_pairs

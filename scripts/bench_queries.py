@@ -22,8 +22,8 @@ from bundled import bundled_model
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.util import semantic_search
 
+from transenc.devices import resolve_precision
 from transenc.durable import write_json
-from transenc.encoders import resolve_precision
 from transenc.retrieval_sets import load_retrieval
 from transenc.search.engine import SemanticSearch
 from transenc.search.reranking import UNITS

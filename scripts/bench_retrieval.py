@@ -19,8 +19,9 @@ import numpy as np
 from bundled import bundled_model
 from tqdm import tqdm
 
+from transenc.devices import resolve_precision
 from transenc.durable import write_json
-from transenc.encoders import load_encoder, resolve_precision
+from transenc.encoders import load_encoder
 from transenc.metrics import retrieval_quality
 from transenc.retrieval_sets import RetrievalSet, load_retrieval
 from transenc.scoring import score_pairs

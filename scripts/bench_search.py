@@ -103,7 +103,8 @@ def encode_corpus(work: Path, model: str | None) -> Path:
     """Encode each distinct line of the corpus files once."""
     from bundled import bundled_model
 
-    from transenc.encoders import load_bi_encoder, resolve_precision
+    from transenc.devices import resolve_precision
+    from transenc.encoders import load_bi_encoder
     from transenc.scoring import encode_texts
 
     files = sorted(Path(os.environ.get("TRANSENC_DATA", "")).glob("corpus/*.txt.gz"))

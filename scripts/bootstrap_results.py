@@ -151,7 +151,7 @@ def describe_ladder_settings(settings: Mapping[str, Any]) -> str:
     pairs = "all pairs" if settings["pairs"] is None else f"{settings['pairs']:,} pairs, a random sample,"
     return (
         f"{told}; {settings['sentence_budget']:,} sentences each: equal sentences, not equal compute. Distilled on "
-        f"{pairs} of each pool."
+        f"{pairs} of each pool, words in common having weight {settings['overlap']:g} in the labels (`--overlap`)."
     )
 
 

@@ -54,8 +54,9 @@ from reproduce_results import stage_seconds
 from transenc.benchmarks import STS_TASKS, load_benchmark, load_pool
 from transenc.config import OBJECTIVES, Backbone, BootstrapSettings, DistillConfig
 from transenc.corpus import read_sentences
+from transenc.devices import resolve_precision
 from transenc.durable import lock, read_json, write_json
-from transenc.encoders import load_bi_encoder, load_encoder, model_digest, resolve_precision
+from transenc.encoders import load_bi_encoder, load_encoder, model_digest
 from transenc.errors import InputError, Interrupted, StateError, TransencError
 from transenc.evaluation import compare, evaluate_sts, score_tasks
 from transenc.metrics import correlation

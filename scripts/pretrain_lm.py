@@ -43,7 +43,7 @@ from transformers import (
 from transenc import durable
 from transenc.checkpoints import FiniteNumbers, SealedCheckpoints, newest_checkpoint
 from transenc.corpus import read_sentences
-from transenc.encoders import resolve_device, resolve_precision
+from transenc.devices import resolve_device, resolve_precision
 from transenc.errors import InputError, Interrupted, TransencError
 from transenc.run import Run, open_run
 from transenc.signals import StopRequest, stop_on_signals

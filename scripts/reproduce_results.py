@@ -28,8 +28,9 @@ from machine import cpu_name
 from search_results import describe_search
 
 from transenc.benchmarks import STS_TASKS, load_benchmark
+from transenc.devices import resolve_precision
 from transenc.durable import read_json, read_records, sha256_file, write_file, write_json
-from transenc.encoders import load_encoder, resolve_precision
+from transenc.encoders import load_encoder
 from transenc.evaluation import compare, evaluate_sts, score_tasks
 from transenc.labeling import read_labels
 

@@ -30,8 +30,9 @@ from transenc.averaging import average_weights
 from transenc.benchmarks import load_benchmark
 from transenc.cli import main as transenc
 from transenc.config import DistillConfig, merge_config
+from transenc.devices import resolve_precision
 from transenc.durable import read_json, write_json
-from transenc.encoders import load_bi_encoder, load_encoder, resolve_precision
+from transenc.encoders import load_bi_encoder, load_encoder
 from transenc.errors import TransencError
 from transenc.evaluation import compare, evaluate_sts
 from transenc.labeling import merge_labels

@@ -14,13 +14,12 @@ from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from transformers import AutoModel, AutoTokenizer
 
+from transenc.devices import resolve_device, resolve_precision
 from transenc.encoders import (
     detect_kind,
     load_bi_encoder,
     load_cross_encoder,
     load_encoder,
-    resolve_device,
-    resolve_precision,
 )
 from transenc.errors import InputError, StateError
 

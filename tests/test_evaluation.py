@@ -16,7 +16,8 @@ from tiny import count_common, make_pairs
 
 from transenc.encoders import load_encoder
 from transenc.errors import InputError
-from transenc.evaluation import _auc, _spearman, compare, evaluate_file, evaluate_pairs, evaluate_sts, score_tasks
+from transenc.evaluation import compare, evaluate_file, evaluate_pairs, evaluate_sts, score_tasks
+from transenc.resampling import auc, spearman
 
 Pairs = list[tuple[str, str]]
 STS13, STSB, LABELLED = make_pairs(60, seed=1), make_pairs(40, seed=2), make_pairs(50, seed=3)
@@ -210,9 +211,9 @@ def test_resampled_figures_are_those_of_the_repeated_rows() -> None:
     scores, truth = rng.integers(0, 9, 40) / 8, rng.integers(0, 6, 40).astype(float)  # many ties
     labels = (truth > 2).astype(float)
     counts = rng.multinomial(40, np.full(40, 1 / 40), size=20)
-    for found, k in zip(_spearman(scores, truth, counts), range(20), strict=True):
+    for found, k in zip(spearman(scores, truth, counts), range(20), strict=True):
         assert found == pytest.approx(spearmanr(np.repeat(scores, counts[k]), np.repeat(truth, counts[k]))[0])
-    for found, k in zip(_auc(scores, labels, counts), range(20), strict=True):
+    for found, k in zip(auc(scores, labels, counts), range(20), strict=True):
         assert found == pytest.approx(roc_auc_score(np.repeat(labels, counts[k]), np.repeat(scores, counts[k])))
 
 
@@ -220,11 +221,11 @@ def test_resampled_figures_by_hand() -> None:
     scores, truth = np.array([0.1, 0.2, 0.9]), np.array([1.0, 3.0, 2.0])
     # Rows 1, 2, 3: ranks 1 2 3 against 1 3 2, so 1 - 6 (0 + 1 + 1) / (3 x 8) = 0.5. Rows 1, 1, 3: ranks 1.5 1.5 3
     # against 1.5 1.5 3, so 1. Rows 2, 2, 2: no ranking.
-    found = _spearman(scores, truth, np.array([[1, 1, 1], [2, 0, 1], [0, 3, 0]]))
+    found = spearman(scores, truth, np.array([[1, 1, 1], [2, 0, 1], [0, 3, 0]]))
     assert found[:2].tolist() == pytest.approx([0.5, 1.0])
     assert np.isnan(found[2])
     # One positive (0.2) and two negatives (0.1, 0.9): half of the pairs are right; then 0.2 against 0.1 twice.
-    found = _auc(scores, np.array([0.0, 1.0, 0.0]), np.array([[1, 1, 1], [2, 1, 0], [0, 3, 0]]))
+    found = auc(scores, np.array([0.0, 1.0, 0.0]), np.array([[1, 1, 1], [2, 1, 0], [0, 3, 0]]))
     assert found[:2].tolist() == pytest.approx([0.5, 1.0])
     assert np.isnan(found[2])
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from transenc.config import Backbone, DistillConfig, merge_config
+from transenc.devices import resolve_precision
 from transenc.distillation import distill
-from transenc.encoders import load_bi_encoder, load_cross_encoder, load_encoder, resolve_precision
+from transenc.encoders import load_bi_encoder, load_cross_encoder, load_encoder
 from transenc.pairs import read_pairs
 from transenc.scoring import score_pairs
 

@@ -19,7 +19,7 @@ LAYERS = [
     layer.split()
     for layer in (
         "errors config durable signals tables pairs corpus benchmarks retrieval_sets model_folders run",
-        "metrics encoders templates workers",
+        "metrics resampling devices encoders templates workers",
         "averaging model_cards scoring alignment views losses regularisers targets objectives checkpoints training",
         "labeling criteria search mining evaluation retrieval_evaluation preflight",
         "bootstrapping outcome identity planning teachers students distillation",

@@ -43,7 +43,10 @@ def test_docstring_has_an_example_that_parses(name: str) -> None:
         compile(example.source, f"the example of {name}", "single")
 
 
-@pytest.mark.parametrize("name", ["averaging", "criteria", "preflight", "regularisers", "targets", "views"])
+MODULES = "averaging criteria devices preflight regularisers resampling students targets teachers views workers".split()
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_examples_of_a_module_run(name: str) -> None:
     module = importlib.import_module(f"transenc.{name}")
     result = doctest.testmod(module)

@@ -11,7 +11,8 @@ import pytest
 from scenario import snapshot
 
 from transenc.benchmarks import load_benchmark
-from transenc.encoders import load_bi_encoder, resolve_precision
+from transenc.devices import resolve_precision
+from transenc.encoders import load_bi_encoder
 from transenc.metrics import correlation
 from transenc.scoring import score_pairs
 

@@ -17,7 +17,8 @@ from sentence_transformers import SentenceTransformer
 
 from transenc import durable
 from transenc.config import BootstrapSettings, to_dict
-from transenc.encoders import load_bi_encoder, model_digest, resolve_device, resolve_precision
+from transenc.devices import resolve_device, resolve_precision
+from transenc.encoders import load_bi_encoder, model_digest
 from transenc.errors import BusyError, InputError, StateError
 from transenc.metrics import embedding_spread
 from transenc.model_cards import describe_origin, save_model

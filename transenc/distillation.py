@@ -17,13 +17,13 @@ from transformers import set_seed
 from transenc import durable
 from transenc.config import CRITERIA, Backbone, DistillConfig
 from transenc.criteria import judge_students, sample_rows
+from transenc.devices import resolve_devices
 from transenc.encoders import (
     Encoder,
     detect_kind,
     load_bi_encoder,
     load_cross_encoder,
     load_encoder,
-    resolve_devices,
 )
 from transenc.identity import identify_run
 from transenc.labeling import Scores, merge_scores, read_labels, read_rows, read_teachers

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +23,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from transenc.devices import resolve_device, resolve_dtype
 from transenc.errors import InputError, StateError, TransencError
 from transenc.model_folders import (
     check_model_folder,
@@ -43,15 +44,11 @@ __all__ = [
     "load_cross_encoder",
     "load_encoder",
     "model_digest",
-    "resolve_device",
-    "resolve_devices",
-    "resolve_precision",
 ]
 
 Encoder = SentenceTransformer | CrossEncoder
 
 _LOG = logging.getLogger(__name__)
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DEFAULT_LENGTH = 512
 # Tensors that a checkpoint may hold and an encoder has no use for: heads of the pretraining task and buffers that
 # old versions saved. Anything else that is left over means that the file and its config.json do not belong together.
@@ -96,7 +93,7 @@ def load_bi_encoder(
         ...
         transenc.errors.InputError: no such model folder: ./no/such/folder; give a folder, or a Hub id (owner/name)
     """
-    torch_dtype, place = _resolve_dtype(dtype), resolve_device(device)
+    torch_dtype, place = resolve_dtype(dtype), resolve_device(device)
     if pooling is not None and pooling not in Pooling.POOLING_MODES:
         raise InputError(f"pooling must be one of {', '.join(Pooling.POOLING_MODES)}, found {pooling!r}")
     folder = find_model_folder(name)
@@ -161,7 +158,7 @@ def load_cross_encoder(
         ...
         transenc.errors.InputError: no such model folder: ./no/such/folder; give a folder, or a Hub id (owner/name)
     """
-    torch_dtype, place = _resolve_dtype(dtype), resolve_device(device)
+    torch_dtype, place = resolve_dtype(dtype), resolve_device(device)
     folder = find_model_folder(name)
     kind = detect_kind(folder)
     if new_head and kind == "cross":
@@ -237,108 +234,6 @@ def load_encoder(
     return load_bi_encoder(
         folder, pooling=pooling, max_length=max_length, dtype=dtype, device=device, trust_remote_code=trust_remote_code
     )
-
-
-def resolve_device(device: str | None) -> str:
-    """Return the device to use.
-
-    Args:
-        device: "cpu", "cuda", "cuda:1", "mps", or None for the GPU if there is one, else the CPU.
-
-    Returns:
-        The name of a device that this machine has.
-
-    Raises:
-        InputError: An unknown name, or a device that is not here.
-
-    Example:
-        >>> resolve_device("cpu")
-        'cpu'
-    """
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise InputError(f"device must be cpu, cuda, cuda:<number> or mps, found {device!r}") from None
-    count = {
-        "cpu": 1,
-        "cuda": torch.cuda.device_count(),
-        "mps": int(torch.backends.mps.is_available()),
-    }.get(found.type, 0)
-    if (found.index or 0) >= count:
-        raise InputError(f"device {device!r} is not on this machine ({count} of that type here); try cpu")
-    return device
-
-
-def resolve_devices(devices: str | Sequence[str] | None) -> list[str]:
-    """Return the devices to use: one or more, checked by `resolve_device`; all CPUs or all GPUs.
-
-    Args:
-        devices: names, in a list or with commas between them; the same one may stand there twice.
-
-    Raises:
-        InputError: no device, one that is not here, or different kinds, which differ in their arithmetic.
-
-    Example:
-        >>> resolve_devices("cpu,cpu")
-        ['cpu', 'cpu']
-    """
-    names = devices.split(",") if isinstance(devices, str) else [None] if devices is None else list(devices)
-    found = [resolve_device(None if name is None else name.strip()) for name in names]
-    kinds = {name.partition(":")[0] for name in found}
-    if len(kinds) != 1:
-        raise InputError(f"expected one device, or several of one kind, found {devices!r}; e.g. cuda:0,cuda:1")
-    return found
-
-
-def resolve_precision(precision: str, *, device: str | None = None) -> str:
-    """Return the number type for inference and training on a device.
-
-    bfloat16 where the hardware computes in it (on a CPU it is slower than float32 otherwise), else float16 on a GPU
-    and float32 on a CPU.
-
-    Args:
-        precision: "auto", or a number type, which is returned as it is.
-        device: As for `resolve_device`.
-
-    Returns:
-        "float32", "bfloat16" or "float16".
-
-    Raises:
-        InputError: An unknown precision or device.
-
-    Example:
-        >>> resolve_precision("float32", device="cpu")
-        'float32'
-    """
-    if precision != "auto":
-        _resolve_dtype(precision)
-        return precision
-    kind = torch.device(resolve_device(device)).type
-    if kind == "cuda":
-        # Before compute capability 8 bfloat16 is emulated, and slow.
-        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-    if kind == "cpu":
-        return "bfloat16" if _cpu_has_bfloat16() else "float32"
-    return "float16"
-
-
-def _cpu_has_bfloat16() -> bool:
-    if hasattr(torch.cpu, "get_capabilities"):  # newer than the oldest torch that is supported
-        abilities = torch.cpu.get_capabilities()
-        return any(bool(abilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return False
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def _resolve_dtype(dtype: str) -> torch.dtype:
-    if dtype not in _DTYPES:
-        raise InputError(f"the number type must be one of {', '.join(_DTYPES)}, found {dtype!r}")
-    return _DTYPES[dtype]
 
 
 def _refuse_without_pooling(name: str | Path, folder: Path, *, cross: bool) -> NoReturn:

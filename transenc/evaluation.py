@@ -18,12 +18,11 @@ from transenc.encoders import Encoder, load_encoder
 from transenc.errors import InputError
 from transenc.metrics import correlation, ranking_quality
 from transenc.pairs import read_gold
+from transenc.resampling import auc, confidence_interval, resample, spearman
 from transenc.scoring import score_pairs
 
 Scores = Mapping[str, np.ndarray]
 Encoders = Encoder | str | Path | Sequence[Encoder | str | Path] | Scores
-
-_RESAMPLES_AT_ONCE = 100  # bounds memory: 100 resamples of 5,000 rows are 4 MB an array
 
 
 def score_tasks(
@@ -272,38 +271,15 @@ def compare(
     result: dict[str, dict[str, float | None]] = {}
     observed, resampled = [], []
     for number, (task, rows) in enumerate(sets.items()):
-        figure, gold = (_auc, "label") if "label" in rows.column_names else (_spearman, "score")
+        figure, gold = (auc, "label") if "label" in rows.column_names else (spearman, "score")
         # A generator of its own for each task: its interval does not depend on the other tasks.
-        first, second = (_bootstrap(figure, s[task], rows[gold], resamples, (seed, number)) for s in systems)
+        first, second = (resample(figure, s[task], rows[gold], resamples, (seed, number)) for s in systems)
         observed.append(first[0] - second[0])
         resampled.append(first[1:] - second[1:])
-        result[task] = _interval(observed[-1], resampled[-1])
+        result[task] = confidence_interval(observed[-1], resampled[-1])
     if path is None:
-        result["average"] = _interval(float(np.mean(observed)), np.mean(resampled, axis=0))
+        result["average"] = confidence_interval(float(np.mean(observed)), np.mean(resampled, axis=0))
     return result
-
-
-def resample_spearman(
-    scores: Sequence[float] | np.ndarray, gold: Sequence[float] | np.ndarray, *, resamples: int = 1000, seed: int = 0
-) -> np.ndarray:
-    """Spearman's correlation x 100 on all rows, then on each bootstrap resample of them (as in `compare`).
-
-    The same seed and number of rows draw the same resamples, so two systems' results are paired.
-
-    Args:
-        scores: Similarities, shape [n].
-        gold: Gold scores, shape [n].
-        resamples: Resamples drawn, 0 or more.
-        seed: Decides the resamples.
-
-    Returns:
-        Shape [1 + resamples], NaN where undefined.
-
-    Example:
-        >>> resample_spearman([0.1, 0.2, 0.4], [1.0, 3.0, 2.0], resamples=0).tolist()
-        [50.0]
-    """
-    return _bootstrap(_spearman, np.asarray(scores), gold, resamples, (seed, 0))
 
 
 def _check_tasks(tasks: Sequence[str], known: Sequence[str]) -> None:
@@ -366,59 +342,3 @@ def _times_100(value: Any) -> float | None:
 def _reasons(figures: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
     reasons = {task: str(found["reason"]) for task, found in figures.items() if "reason" in found}
     return {"reasons": reasons} if reasons else {}
-
-
-def _bootstrap(
-    figure: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
-    scores: np.ndarray,
-    gold: Any,
-    resamples: int,
-    seed: tuple[int, int],
-) -> np.ndarray:
-    """The figure on all rows, then on each resample, [1 + resamples]; NaN where undefined."""
-    rng = np.random.default_rng(seed)
-    n, truth = len(scores), np.asarray(gold, dtype=np.float64)
-    values = [figure(scores, truth, np.ones((1, n), dtype=np.int64))]
-    for start in range(0, resamples, _RESAMPLES_AT_ONCE):
-        # How often each row is drawn says all about a resample.
-        size = min(_RESAMPLES_AT_ONCE, resamples - start)
-        values.append(figure(scores, truth, rng.multinomial(n, np.full(n, 1 / n), size=size)))
-    return 100.0 * np.concatenate(values)
-
-
-def _spearman(scores: np.ndarray, gold: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of rows repeated `counts` times, [resamples, n] -> [resamples]."""
-    x, y = _rank(scores, counts), _rank(gold, counts)
-    n = counts.sum(axis=1)
-    x -= (n + 1)[:, None] / 2  # the mean rank, ties or not
-    y -= (n + 1)[:, None] / 2
-    cross, xx, yy = (np.einsum("ij,ij,ij->i", counts, a, b) for a, b in ((x, y), (x, x), (y, y)))
-    with np.errstate(invalid="ignore"):
-        return cross / np.sqrt(xx * yy)
-
-
-def _auc(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """ROC AUC of rows repeated `counts` times by the rank sum (Mann and Whitney), [resamples, n] -> [resamples]."""
-    positive = counts * (labels == 1)
-    p = positive.sum(axis=1)
-    rank_sum = np.einsum("ij,ij->i", positive, _rank(scores, counts))
-    with np.errstate(invalid="ignore"):
-        return (rank_sum - p * (p + 1) / 2) / (p * (counts.sum(axis=1) - p))
-
-
-def _rank(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Ranks, ties sharing their mean, of rows repeated `counts` times: [n], [resamples, n] -> [resamples, n]."""
-    _, group = np.unique(values, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    starts = np.flatnonzero(np.diff(group[order], prepend=-1))
-    size = np.add.reduceat(counts[:, order], starts, axis=1)
-    # The rows of a group hold the ranks from 1 + (all below) to (all below) + size.
-    return (np.cumsum(size, axis=1) - (size - 1) / 2)[:, group]
-
-
-def _interval(difference: float, resampled: np.ndarray) -> dict[str, float | None]:
-    defined = resampled[np.isfinite(resampled)]
-    if not np.isfinite(difference) or not len(defined):
-        return {"difference": None, "low": None, "high": None}
-    low, high = np.percentile(defined, [2.5, 97.5])
-    return {"difference": float(difference), "low": float(low), "high": float(high)}

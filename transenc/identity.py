@@ -11,7 +11,8 @@ import torch
 from datasets import Dataset
 
 from transenc.config import Backbone, DistillConfig, to_dict
-from transenc.encoders import model_digest, resolve_devices, resolve_precision
+from transenc.devices import resolve_devices, resolve_precision
+from transenc.encoders import model_digest
 
 
 def identify_run(

@@ -12,7 +12,8 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 from transenc.config import LIST_LOSSES, Backbone, DistillConfig, TrainingSettings
-from transenc.encoders import detect_kind, load_bi_encoder, resolve_devices, resolve_precision
+from transenc.devices import resolve_devices, resolve_precision
+from transenc.encoders import detect_kind, load_bi_encoder
 from transenc.errors import InputError, StateError
 from transenc.labeling import Scores
 from transenc.outcome import MAX_AUTO_CYCLES

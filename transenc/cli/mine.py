@@ -133,7 +133,8 @@ def _list_forbidden(arguments: argparse.Namespace) -> set[str]:
 
 
 def _load_model(arguments: argparse.Namespace) -> SentenceTransformer:
-    from transenc.encoders import load_bi_encoder, resolve_device, resolve_precision
+    from transenc.devices import resolve_device, resolve_precision
+    from transenc.encoders import load_bi_encoder
 
     device = resolve_device(arguments.device)
     return load_bi_encoder(

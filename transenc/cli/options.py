@@ -149,7 +149,8 @@ def add_index_model_options(verb: argparse.ArgumentParser, *, trust: bool = True
 
 def load_encoders(arguments: argparse.Namespace, names: Sequence[str]) -> list[Any]:
     """Load the named bi- or cross-encoders as the flags say."""
-    from transenc.encoders import load_encoder, resolve_device, resolve_precision
+    from transenc.devices import resolve_device, resolve_precision
+    from transenc.encoders import load_encoder
 
     device = resolve_device(arguments.device)
     return [

@@ -12,7 +12,6 @@ import numpy as np
 from transenc import durable
 from transenc.benchmarks import STS_TASKS, find_folders, load_benchmark
 from transenc.errors import InputError
-from transenc.evaluation import resample_spearman
 from transenc.pairs import count_overlap
 from transenc.planning import stage_name
 from transenc.report.blocks import show_text
@@ -20,6 +19,7 @@ from transenc.report.labels import describe_labels, read_label_stages
 from transenc.report.statistics import bin_means, interval
 from transenc.report.times import describe_losses, describe_stages, sum_stages
 from transenc.report.verdict import judge
+from transenc.resampling import resample_spearman
 from transenc.run import RUN_FILE
 
 Facts = dict[str, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from transenc.evaluation import resample_spearman
+from transenc.resampling import resample_spearman
 
 BINS = 10
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from sentence_transformers import SentenceTransformer
 
-from transenc.encoders import Encoder, load_bi_encoder, load_encoder, resolve_precision
+from transenc.devices import resolve_precision
+from transenc.encoders import Encoder, load_bi_encoder, load_encoder
 from transenc.errors import InputError
 from transenc.model_folders import detect_kind, find_model_folder
 
