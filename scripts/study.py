@@ -66,6 +66,8 @@ def main() -> int:
     run.add_argument("--extra", default="", help="flags of distill for every arm, e.g. '--bi-learning-rate 1e-4'")
     studies.add_parser("write", help="docs/study.md from docs/results/study-*.json")
     arguments = parser.parse_args()
+    if arguments.study == "run" and arguments.average and len(set(arguments.seed or ())) < 2:
+        parser.error("--average needs two or more different --seed")
     try:
         if arguments.study == "screen":
             screen_labels(dict(arguments.start), dict(arguments.cross), arguments.data)
@@ -182,7 +184,11 @@ def average_seeds(arm: str, seeds: Sequence[int], arguments: argparse.Namespace)
     out = place_run(arm, "-".join(["average", *map(str, seeds)]), arguments)
     scores, differences = {}, {}
     for i in range(len(arguments.start)):
-        folders = [run / model[i]["path"] for run, model in zip(runs, students, strict=True)]
+        # with --student there is one alone; with a dev set the last weights are listed too
+        folders = [run / m["path"] for run, found in zip(runs, students, strict=True)
+                   for m in found if m["backbone"] == i and "/model-" in m["path"]]  # fmt: skip
+        if not folders:
+            continue
         save_model(average_weights(folders), out / f"model-{i}")
         found = score_once(out, f"model-{i}", arguments.data)
         start = score_once(runs[0], f"{START}/model-{i}", arguments.data)

@@ -14,6 +14,8 @@ import signal
 import socket
 import stat
 import sys
+import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -881,6 +883,24 @@ def test_lock_held_by_another_process(tmp_path: Path) -> None:
     assert durable.read_json(path)["pid"] == pid  # killed, so it could not tidy up
     with durable.lock(path):
         assert durable.read_json(path) == {"pid": os.getpid(), "host": socket.gethostname()}
+
+
+def test_lock_waits_for_a_holder_that_ends(tmp_path: Path) -> None:
+    path, held = tmp_path / "lock", threading.Event()
+
+    def hold() -> None:
+        with durable.lock(path):
+            held.set()
+            time.sleep(0.3)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    with pytest.raises(BusyError), durable.lock(path, patience=0.01):
+        raise AssertionError("it was held")
+    with durable.lock(path, patience=60):
+        assert json.loads(path.read_text())["pid"] == os.getpid()
+    holder.join()
 
 
 def test_lock_twice_in_one_process(tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -14,9 +17,9 @@ import pytest
 import torch
 from scenario import Child
 
-from transenc.errors import InputError, Interrupted
+from transenc.errors import InputError, Interrupted, StateError
 from transenc.signals import StopRequest, stop_on_signals
-from transenc.workers import run_on_devices
+from transenc.workers import _see_alone, run_on_devices
 
 # ---- jobs
 
@@ -84,12 +87,11 @@ def test_a_gpu_among_several_is_alone_in_its_process(tmp_path: Path, monkeypatch
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "4, 5,7"
 
 
-def test_gpus_without_the_variable_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_without_the_variable_are_numbered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    (found,) = run_noted(tmp_path, ["cuda:1"], 1)
-    assert (found["device"], found["visible"]) == ("cuda", "1")
-    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+    assert _see_alone("cuda:1") == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert _see_alone("cpu") == {}
 
 
 # ---- how they end
@@ -100,6 +102,57 @@ def test_the_error_of_one_job_stops_the_others(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="the second job cannot be done"):
         run_on_devices(jobs, ["cpu", "cpu"], stop=StopRequest())
     assert (tmp_path / "a.stopped").exists()
+
+
+def kill_myself(path: Path, *, device: str, stop: StopRequest) -> None:
+    wait_until(path.exists)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Odd(Exception):
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def raise_odd(*, device: str, stop: StopRequest) -> None:
+    raise Odd("this", "that")
+
+
+def test_a_killed_worker_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    jobs = {0: partial(wait_for_stop, tmp_path / "a"), 1: partial(kill_myself, tmp_path / "a")}
+    with pytest.raises(StateError, match=r"on cpu ended abruptly: killed, or out of memory; the same command resumes"):
+        run_on_devices(jobs, ["cpu", "cpu"], stop=StopRequest())
+    assert (tmp_path / "a.stopped").exists()
+
+
+def test_an_exception_that_cannot_be_sent_keeps_its_message() -> None:
+    with pytest.raises(RuntimeError, match="Odd: this and that"):
+        run_on_devices({0: raise_odd, 1: raise_odd}, ["cpu", "cpu"], stop=StopRequest())
+
+
+def test_ctrl_c_while_the_workers_begin(tmp_path: Path) -> None:
+    def run() -> None:
+        os.setpgid(0, 0)
+        with stop_on_signals() as stop:
+            threading.Timer(1.0, os.killpg, (os.getpid(), signal.SIGINT)).start()
+            jobs = {i: partial(wait_for_stop, tmp_path / name) for i, name in enumerate("ab")}
+            run_on_devices(jobs, ["cpu", "cpu"], stop=stop)
+
+    assert Child(run).finish().status == 128 + signal.SIGINT
+
+
+def test_a_script_without_a_guard_is_told(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from functools import partial\n"
+        "from transenc.signals import StopRequest\n"
+        "from transenc.workers import refuse_repeated_script, run_on_devices\n"
+        "refuse_repeated_script()\n"
+        "run_on_devices({0: partial(print, end=''), 1: partial(print, end='')}, ['cpu', 'cpu'], stop=StopRequest())\n"
+    )
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "ran the script again: put if __name__ == '__main__': there" in ended.stderr
 
 
 def start_waiting_jobs(folder: Path) -> Child:

@@ -39,7 +39,7 @@ from transenc.signals import StopRequest, stop_on_signals
 from transenc.students import Student
 from transenc.teachers import Teachers
 from transenc.training import TrainingContext
-from transenc.workers import run_on_devices
+from transenc.workers import refuse_repeated_script, run_on_devices
 
 __all__ = ["DistillResult", "describe_plan", "distill"]
 
@@ -89,13 +89,15 @@ def distill(
     Raises:
         InputError: no backbone, neither or both of pairs and sentences, too few of them, a folder of something else,
             an unusable model.
-        StateError: changed settings or data, a damaged stage, a number that is not finite.
+        StateError: changed settings or data, a damaged stage, a number that is not finite, a training process that
+            was killed, a script with several devices and no `if __name__ == "__main__":`.
         BusyError: another process works on the run. Interrupted: a signal came; the run can be resumed.
 
     Example:
         >>> result = distill([Backbone("my/encoder")], read_pairs("pairs.tsv"), output_dir="run")  # doctest: +SKIP
         >>> evaluate_sts(result.bi_encoders)  # doctest: +SKIP
     """
+    refuse_repeated_script()
     config = config or DistillConfig()
     check_inputs(backbones, pairs, sentences, config=config, dev=dev, symmetric=symmetric)
     identity = identify_run(
@@ -362,7 +364,7 @@ class _Distillation:
             eval_steps=self.config.eval_steps,
             symmetric=self.symmetric,
             report_to=self.report_to,
-            line=i % len(self._devices),
+            line=0 if self.config.student is not None else i % len(self._devices),
         )
         return Student(i, start, out, context, describe, self.trust_remote_code)
 

@@ -351,10 +351,14 @@ def read_records(path: Location) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def lock(path: Location) -> Iterator[None]:
+def lock(path: Location, *, patience: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path` for the block; the system frees it when the process ends, however it ends.
 
     The file stays behind and means nothing by itself. Forked children do not hold the lock.
+
+    Args:
+        path: made if it is not there.
+        patience: seconds to wait for a holder to end.
 
     Raises:
         BusyError: it is held already, perhaps by this process; names the holder's pid and host.
@@ -372,10 +376,11 @@ def lock(path: Location) -> Iterator[None]:
     with _explain_errors(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BusyError(_describe_holder(descriptor, path)) from None
+            end = time.monotonic() + patience
+            while not _try_lock(descriptor):
+                if time.monotonic() >= end:
+                    raise BusyError(_describe_holder(descriptor, path))
+                time.sleep(0.05)
             holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n"
             # padded over what a killed holder left, so that a reader never sees half of each
             os.pwrite(descriptor, holder.ljust(os.fstat(descriptor).st_size), 0)
@@ -642,6 +647,14 @@ def _release_in_children() -> None:
 def _close_held() -> None:
     while _held:
         os.close(_held.pop())
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _describe_holder(descriptor: int, path: Location) -> str:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
 
+from transenc import durable
 from transenc.bootstrapping import bootstrap_encoder
 from transenc.config import LIST_LOSSES, BiTrainingSettings, BootstrapSettings, CrossTrainingSettings
 from transenc.encoders import Encoder, load_bi_encoder, load_cross_encoder
@@ -18,6 +20,8 @@ from transenc.labeling import read_labels, thin_out
 from transenc.model_cards import save_model
 from transenc.signals import StopRequest
 from transenc.training import TrainingContext, train_bi_encoder, train_cross_encoder, write_log
+
+_PATIENCE = 30.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -49,22 +53,22 @@ class Student:
         self, sentences: Sequence[str], *, settings: BootstrapSettings, device: str, stop: StopRequest
     ) -> None:
         """Train on raw sentences; errors as of `bootstrapping.bootstrap_encoder`."""
-        context = self._begin(stop)
-        model = load_bi_encoder(self.start, device=device, trust_remote_code=self.trust_remote_code)
-        log = bootstrap_encoder(model, sentences, settings=settings, context=context)
-        self._keep(model, log, settings=settings, sentences=len(sentences))
+        with self._prepare(stop) as context:
+            model = load_bi_encoder(self.start, device=device, trust_remote_code=self.trust_remote_code)
+            log = bootstrap_encoder(model, sentences, settings=settings, context=context)
+            self._keep(model, log, settings=settings, sentences=len(sentences))
 
     def learn_cross(
         self, labels: Path, *, new_head: bool, settings: CrossTrainingSettings, device: str, stop: StopRequest
     ) -> None:
         """Train a cross-encoder on the labels of a stage; errors as of `training.train_cross_encoder`."""
-        context = self._begin(stop)  # before a head is drawn
-        model = load_cross_encoder(
-            self.start, new_head=new_head, device=device, trust_remote_code=self.trust_remote_code
-        )
-        rows = read_labels(labels)
-        log = train_cross_encoder(model, rows, settings=settings, context=context)
-        self._keep(model, log, settings=settings, pairs=len(rows))
+        with self._prepare(stop) as context:
+            model = load_cross_encoder(
+                self.start, new_head=new_head, device=device, trust_remote_code=self.trust_remote_code
+            )
+            rows = read_labels(labels)
+            log = train_cross_encoder(model, rows, settings=settings, context=context)
+            self._keep(model, log, settings=settings, pairs=len(rows))
 
     def learn_bi(
         self,
@@ -86,20 +90,24 @@ class Student:
             down_weight: see `labeling.thin_out`.
             peer: the folder of the bi-encoder whose geometry is kept; None: its own.
         """
-        context = self._begin(stop)
-        model = load_bi_encoder(self.start, device=device, trust_remote_code=self.trust_remote_code)
-        rows = thin_out(read_labels(labels), down_weight, seed=context.seed, lists=settings.loss in LIST_LOSSES)
-        other = None
-        if peer is not None:
-            other = load_bi_encoder(
-                peer, dtype=context.precision, device=device, trust_remote_code=self.trust_remote_code
-            )
-        log = train_bi_encoder(model, rows, settings=settings, context=context, peer=other)
-        self._keep(model, log, settings=settings, pairs=len(rows))
+        with self._prepare(stop) as context:
+            model = load_bi_encoder(self.start, device=device, trust_remote_code=self.trust_remote_code)
+            rows = thin_out(read_labels(labels), down_weight, seed=context.seed, lists=settings.loss in LIST_LOSSES)
+            other = None
+            if peer is not None:
+                other = load_bi_encoder(
+                    peer, dtype=context.precision, device=device, trust_remote_code=self.trust_remote_code
+                )
+            log = train_bi_encoder(model, rows, settings=settings, context=context, peer=other)
+            self._keep(model, log, settings=settings, pairs=len(rows))
 
-    def _begin(self, stop: StopRequest) -> TrainingContext:
-        set_seed(self.context.seed)
-        return dataclasses.replace(self.context, stop=stop)
+    @contextmanager
+    def _prepare(self, stop: StopRequest) -> Iterator[TrainingContext]:
+        self.context.work.mkdir(parents=True, exist_ok=True)
+        # a training process of a run that was killed may be drawing its last breath there
+        with durable.lock(self.context.work / "lock", patience=_PATIENCE):
+            set_seed(self.context.seed)
+            yield dataclasses.replace(self.context, stop=stop)
 
     def _keep(self, model: Encoder, log: Sequence[Mapping[str, Any]], **facts: Any) -> None:
         save_model(model, self.out / f"model-{self.number}", card=self.describe(**facts))

@@ -318,6 +318,8 @@ def _train(
         disable_tqdm=True,
         dataloader_pin_memory=model.device.type != "cpu",
     )
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1  # or the trainer spreads the batches over all GPUs it sees (DataParallel)
     if settings.group_by_length:
         arguments.batch_sampler = group_by_length
     model.model_card_data.generate_widget_examples = False
