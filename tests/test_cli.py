@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import Dataset
 
 from transenc.cli import build_parser, main
 from transenc.durable import read_json
-from transenc.pairs import read_gold
+from transenc.pairs import read_gold, write_pairs
 
 QUICK = ["--cycles", "1", "--precision", "float32", "--bi-batch-size", "16", "--cross-batch-size", "16"]
 
@@ -116,6 +117,20 @@ def test_label_writes_the_mean_of_the_models(
         scores.append(list(read_gold(tmp_path / name)["score"]))
     for first, second, mean in zip(*scores, strict=True):
         assert mean == pytest.approx(min(max((first + second) / 2, 0), 1), abs=2e-6)
+
+
+def test_label_keeps_lists(capsys: pytest.CaptureFixture[str], tiny_bi: Path, tmp_path: Path) -> None:
+    lists = Dataset.from_dict(
+        {"sentence1": ["a cat", "a cat", "one"], "sentence2": ["cats", "a dog", "two"], "list": [0, 0, 1]}
+    )
+    write_pairs(tmp_path / "lists.parquet", lists)
+    call_json(
+        capsys, "label", "--model", str(tiny_bi), "--pairs", str(tmp_path / "lists.parquet"), "--output",
+        str(tmp_path / "labels.parquet"),
+    )  # fmt: skip
+    rows = Dataset.from_parquet(str(tmp_path / "labels.parquet"), keep_in_memory=True)
+    assert rows.column_names == ["sentence1", "sentence2", "list", "score"]
+    assert rows["list"][:] == [0, 0, 1]
 
 
 def test_verify_counts_and_refuses(capsys: pytest.CaptureFixture[str], run: Path, tmp_path: Path) -> None:

@@ -68,6 +68,22 @@ def test_flags_reach_the_settings(made: list[object], files: Path) -> None:
     assert (facts["config"]["seed"], facts["config"]["save_steps"], facts["pooling"]) == (2021, 200, "mean")
 
 
+def test_flags_beat_the_file_of_settings(
+    files: Path, tiny_plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "settings.yaml"
+    given = ["--model", tiny_plain, "--pooling", "mean", "--sentences", files / "a.txt", "--output", tmp_path / "enc",
+             "--device", "cpu", "--config", config, "--batch-size", "8"]  # fmt: skip
+    for text, words in (("objectiv: mirror", "objectiv"), ("epochs: many", "epochs")):
+        config.write_text(text)
+        code, _, err = call(capsys, "bootstrap", *given)
+        assert code == 2 and f"{config}: " in err and words in err
+    config.write_text("objective: mirror\nbatch_size: 4\n")
+    assert call(capsys, "bootstrap", *given)[0] == 0
+    settings = read_json(tmp_path / "enc" / "MANIFEST.json")["facts"]["config"]["bootstrap"]
+    assert (settings["objective"], settings["batch_size"]) == ("mirror", 8)
+
+
 def test_every_setting_has_a_flag_of_its_type() -> None:
     given = ["--temperature", "0.1", "--mini-batch", "4", "--sample", "--mask-span", "3", "--no-group-by-length"]
     arguments = build_parser().parse_args(

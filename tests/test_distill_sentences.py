@@ -15,6 +15,7 @@ from scenario import CONFIG, Child, die_at, fingerprint, in_child, list_steps, s
 from sentence_transformers import SentenceTransformer
 from tiny import make_pairs
 
+from transenc import planning
 from transenc.cli import main
 from transenc.config import Backbone, BootstrapSettings, DistillConfig, MiningSettings
 from transenc.distillation import DistillResult, describe_plan, distill
@@ -181,6 +182,14 @@ def test_the_plan_has_the_stages_in_front(tiny_plain: Path, tiny_bi: Path) -> No
     assert plan["c01-10-bi-label"]["pairs"] == 24
     encoder = describe_plan([Backbone(str(tiny_bi))], sentences=SENTENCES, config=FROM_SENTENCES, device="cpu")
     assert BOOTSTRAP not in {row["stage"] for row in encoder}
+
+
+def test_the_plan_measures_every_backbone(tiny_plain: Path, tiny_bi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    minutes = iter([3.0, 5.0])
+    monkeypatch.setattr(planning, "_measure", lambda *_: (np.zeros(1, np.float32), next(minutes)))
+    backbones = [Backbone(str(tiny_plain), pooling="mean"), Backbone(str(tiny_bi))]
+    plan = {row["stage"]: row for row in describe_plan(backbones, sentences=SENTENCES, config=FROM_SENTENCES)}
+    assert plan["c01-10-bi-label"]["minutes"] == plan["c01-10-bi-label"]["pairs"] / 2 * (3 + 5)
 
 
 def test_the_command_line(tiny_plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

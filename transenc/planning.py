@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from datasets import Dataset
@@ -122,7 +123,7 @@ def preview_run(
 ) -> tuple[list[dict[str, Any]], Inspection]:
     """The stages of a run with their sizes and a rough time, and what speaks against it, without running it.
 
-    The time comes from scoring some of the pairs with the first backbone here and now, and from what a pass of
+    The time comes from scoring some of the pairs with every backbone here and now, and from what a pass of
     training took beside a pass of scoring on a CPU (`_TRAINING_PASS`). Take it as the order of magnitude.
 
     From sentences, training on one counts as a pair, encoding one as half, and as many pairs are expected as mining may
@@ -153,7 +154,8 @@ def preview_run(
     else:
         texts = _pair_up(sentences or ())
         n = config.mine.count_pairs(len(sentences or ()))
-        _, minutes_a_pair = _measure(_load(backbones[0], config, device), texts.select(_sample(texts)), config)
+        sample = texts.select(_sample(texts))
+        minutes_a_pair = fmean(_measure(_load(backbone, config, device), sample, config)[1] for backbone in backbones)
         inspection = inspect_sentences(sentences or (), pairs=n, dev=dev, tests=tests)
     orders = 2 if symmetric else 1
     trained_orders = 1 if config.cross.loss in LIST_LOSSES else orders  # lists keep theirs
@@ -236,9 +238,9 @@ def _load(backbone: Backbone, config: DistillConfig, device: str) -> SentenceTra
 def _score_sample(
     backbones: Sequence[Backbone], pairs: Dataset, rows: range, config: DistillConfig, device: str
 ) -> tuple[dict[str, Scores], Scores | None, float]:
-    """What each usable backbone says of some of the pairs; the first of unrelated sentences; its minutes for a pair."""
+    """What each usable backbone says of some of the pairs; the first of unrelated sentences; minutes for a pair."""
     columns: dict[str, Scores] = {}
-    strangers, minutes_a_pair = None, 0.0
+    strangers, minutes_a_pair = None, []
     for i, backbone in enumerate(backbones):
         model = _load(backbone, config, device)
         try:
@@ -248,14 +250,14 @@ def _score_sample(
                 raise
             logger.warning("teacher bi-%d is left out: %s", i, error)
             continue
+        minutes_a_pair.append(minutes)
         if not columns:
-            minutes_a_pair = minutes
             try:
                 strangers = score_pairs(model, pair_strangers(pairs), batch_tokens=config.batch_tokens)
             except StateError as error:
                 logger.warning("unrelated sentences were not looked at: %s", error)
         columns[f"bi-{i}"] = scores
-    return columns, strangers, minutes_a_pair
+    return columns, strangers, fmean(minutes_a_pair)
 
 
 def _measure(model: SentenceTransformer, sample: Dataset, config: DistillConfig) -> tuple[Scores, float]:

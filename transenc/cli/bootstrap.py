@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from transenc.cli.options import add_model_options, add_settings, add_verb, changed_settings, quiet_libraries, to_json
-from transenc.config import BootstrapSettings, DistillConfig
+from transenc.config import BootstrapSettings, DistillConfig, merge_config, read_config
 
 
 def add_bootstrap(verbs: Any) -> None:
@@ -34,11 +34,14 @@ def add_bootstrap(verbs: Any) -> None:
     )
     verb.add_argument("--report-to", action="append", metavar="TRACKER", help="HF Trainer integration")
     add_model_options(verb, length=False, batch=False, data=False, precision="auto")
-    add_settings(verb.add_argument_group("settings"), default.bootstrap)
+    settings = verb.add_argument_group("settings")
+    settings.add_argument("--config", help="YAML or JSON file with the settings below; flags beat it")
+    add_settings(settings, default.bootstrap)
 
 
 def _bootstrap(arguments: argparse.Namespace) -> str:
-    settings = changed_settings(BootstrapSettings(), arguments)
+    content = read_config(arguments.config) if arguments.config else {}
+    settings = changed_settings(merge_config(BootstrapSettings(), content, where=str(arguments.config)), arguments)
     quiet_libraries()
     from transenc.bootstrapping import bootstrap, read_figures
     from transenc.corpus import read_sentences

@@ -255,7 +255,8 @@ def _label(arguments: argparse.Namespace) -> str:
         batch_tokens=arguments.batch_tokens,
         progress=True,
     )
-    write_pairs(arguments.output, labels.select_columns(["sentence1", "sentence2", "score"]))
+    kept = [name for name in ("sentence1", "sentence2", "list", "score") if name in labels.column_names]
+    write_pairs(arguments.output, labels.select_columns(kept))
     result = {"output": arguments.output, "pairs": len(labels)}
     return to_json(result) if arguments.json else f"{len(labels)} labelled pairs in {arguments.output}"
 
