@@ -154,7 +154,8 @@ def test_the_page_says_what_the_json_says(monkeypatch: pytest.MonkeyPatch, tmp_p
             "files": ["a.txt"], "different": 90000, "left_out": 12},
         "model": {"layers": 4, "width": 256, "vocabulary": 8192, "parameters": 5_300_000},
         "settings": {"objectives": ["simcse", "mirror", "tsdae"], "rates": [1e-4, 3e-5], "seed": [2021, 2022],
-                     "cycles": 1, "pairs": 20000, "sentence_budget": 16000, "longer_cap": 50000},
+                     "cycles": 1, "pairs": 20000, "overlap": 4.0, "sentence_budget": 16000,
+                     "longer_cap": 50000},
         "cells": {
             "word overlap": cell(57.0), "simcse, rate 0.0001": cell(60.0, **cost),
             "mirror, rate 3e-05": cell(61.5, **cost, peak_mib=80, settings={"learning_rate": 3e-5}),
