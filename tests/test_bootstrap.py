@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -26,13 +27,14 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from transenc import durable
+from transenc import bootstrapping, durable
 from transenc.bootstrapping import bootstrap, bootstrap_encoder, read_figures
 from transenc.config import BootstrapSettings
 from transenc.encoders import load_bi_encoder, load_cross_encoder
 from transenc.errors import BusyError, InputError, StateError
 from transenc.run import verify_published
 from transenc.scoring import encode_texts, score_pairs
+from transenc.signals import StopRequest
 from transenc.templates import install_template
 from transenc.training import TrainingContext
 
@@ -405,3 +407,18 @@ def test_a_collapse_leaves_no_folder(tiny_plain: Path, tmp_path: Path) -> None:
     with pytest.raises(StateError, match="the encoder has collapsed"):
         run(tiny_plain, tmp_path / "enc", learning_rate=1.0, warmup=0.0)
     assert not (tmp_path / "enc").exists()
+
+
+# ---- where it trains
+
+
+def test_the_training_goes_where_hf_trainer_finds_the_gpu(
+    tiny_plain: Path, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def send(jobs: dict[int, Any], devices: list[str], *, stop: StopRequest) -> None:
+        assert devices == ["cuda:1"]
+        pickle.loads(pickle.dumps(jobs[0]))(device="cpu", stop=stop)  # as in the process that sees this GPU alone
+
+    monkeypatch.setattr(bootstrapping, "resolve_device", lambda device: "cuda:1")
+    monkeypatch.setattr(bootstrapping, "run_on_devices", send)
+    assert weights(run(tiny_plain, tmp_path / "enc")) == weights(whole)

@@ -7,8 +7,10 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,10 @@ from transenc.metrics import embedding_spread
 from transenc.model_cards import describe_origin, save_model
 from transenc.run import JOURNAL, RUN_FILE, Run, check_identity, compare_identity, library_versions, open_run
 from transenc.scoring import encode_texts
-from transenc.signals import stop_on_signals
+from transenc.signals import StopRequest, stop_on_signals
 from transenc.templates import install_template
 from transenc.training import TrainingContext, check_sentences, train_contrastive, train_steps, write_log
+from transenc.workers import refuse_repeated_script, run_on_devices
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +68,8 @@ def bootstrap(
         seed: of everything drawn at random, 0 to 2**32 - 1.
         precision: arithmetic, `auto`, float32, bfloat16 or float16; weights stay float32.
         save_steps: steps between checkpoints.
-        device: `cpu`, `cuda`, ...; None: a GPU if there is one.
+        device: `cpu`, `cuda`, ...; None: a GPU if there is one. `cuda:1` and above train in a process of their own
+            (`workers.run_on_devices`): a script needs `if __name__ == "__main__":`.
         trust_remote_code: run model code that comes with the model; only for code you have read.
         report_to: experiment trackers of HF Trainer.
 
@@ -81,6 +85,7 @@ def bootstrap(
     Example:
         >>> bootstrap("my/lm", ["a cat sleeps", ...], output_dir="enc", pooling="cls")  # doctest: +SKIP
     """
+    refuse_repeated_script()
     settings, output = settings or BootstrapSettings(), Path(output_dir)
     for name, value, least in (("seed", seed, 0), ("save_steps", save_steps, 1)):
         if value < least:
@@ -111,16 +116,23 @@ def bootstrap(
         return output
     with stop_on_signals() as stop, _open_scratch(part, identity) as run:
         if not _is_complete(output, identity):  # else another process has come to its end just now
-            encoder = load_bi_encoder(model, pooling=pooling, device=device, trust_remote_code=trust_remote_code)
             context = TrainingContext(
                 work=run.folder / "work" / "train",
                 seed=seed,
                 precision=str(machine["precision"]),
                 save_steps=save_steps,
-                stop=stop,
                 report_to=tuple(report_to),
             )
-            _train_and_publish(encoder, texts, output, settings=settings, context=context, identity=identity)
+            job = partial(
+                _train_and_publish,
+                partial(load_bi_encoder, model, pooling=pooling, trust_remote_code=trust_remote_code),
+                texts,
+                output,
+                settings=settings,
+                context=context,
+                identity=identity,
+            )
+            run_on_devices({0: job}, [device], stop=stop)
         _remove_scratch(part)
     return output
 
@@ -178,14 +190,17 @@ def read_figures(folder: str | Path) -> dict[str, Any]:
 
 
 def _train_and_publish(
-    model: SentenceTransformer,
+    load: Callable[..., SentenceTransformer],
     texts: list[str],
     output: Path,
     *,
     settings: BootstrapSettings,
     context: TrainingContext,
     identity: dict[str, Any],
+    device: str,
+    stop: StopRequest,
 ) -> None:
+    model, context = load(device=device), replace(context, stop=stop)
     logger.info("%s of %d sentences: %d steps", settings.objective, len(texts), train_steps(len(texts), settings))
     before = _measure(model, texts)
     log = bootstrap_encoder(model, texts, settings=settings, context=context)
