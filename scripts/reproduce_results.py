@@ -17,6 +17,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,13 +122,18 @@ def stage_seconds(run: Path, described: dict[str, Any]) -> dict[str, float]:
     return seconds
 
 
-def score_once(run: Path, path: str, data: str | None) -> dict[str, np.ndarray]:
-    """The scores of the seven tasks' pairs by one model; the same weights are run once, whatever run they are in."""
-    target = run.parent / "scores" / f"{sha256_file(run / path / 'model.safetensors')}.json"
+def score_once(run: Path, path: str, data: str | None, tasks: Sequence[str] = STS_TASKS) -> dict[str, np.ndarray]:
+    """The scores of the tasks' test pairs by one model; the same weights are run once, whatever run they are in."""
+    name = sha256_file(run / path / "model.safetensors")
+    if tasks != STS_TASKS:
+        name = "-".join([name, *tasks])
+    target = run.parent / "scores" / f"{name}.json"
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
-        write_json(target, {task: s.tolist() for task, s in score_tasks(load(run / path), data=data).items()})
+        write_json(
+            target, {task: s.tolist() for task, s in score_tasks(load(run / path), tasks=tasks, data=data).items()}
+        )
         print(f"{run.name}/{path}: scored in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
     return {task: np.array(scores, dtype=np.float32) for task, scores in read_json(target).items()}
 

@@ -24,17 +24,17 @@ import numpy as np
 import torch
 from machine import cpu_name
 from reproduce_results import score_labels, score_once, stage_seconds
-from study_results import ARMS, DOCS, POOLS, SCREENS, write_page
+from study_results import ARMS, DOCS, POOLS, SCREENS, name_tests, write_page
 
 from transenc.averaging import average_weights
-from transenc.benchmarks import load_benchmark
+from transenc.benchmarks import STS_TASKS, load_benchmark
 from transenc.cli import main as transenc
 from transenc.config import DistillConfig, merge_config
 from transenc.devices import resolve_precision
 from transenc.durable import read_json, write_json
 from transenc.encoders import load_bi_encoder, load_encoder
 from transenc.errors import TransencError
-from transenc.evaluation import compare, evaluate_sts
+from transenc.evaluation import compare, evaluate_pairs, evaluate_sts
 from transenc.labeling import merge_labels
 from transenc.metrics import correlation
 from transenc.model_cards import save_model
@@ -58,7 +58,9 @@ def main() -> int:
     screen.add_argument("--cross", action="append", default=[], type=_name, metavar="NAME=FOLDER", help="cross-encoder")
     run = studies.add_parser("run", parents=[shared], help="distil, evaluate on the seven tasks")
     run.add_argument("--arm", action="append", required=True, choices=ARMS, help="recipe")
-    run.add_argument("--pool", choices=POOLS, default="transductive")
+    run.add_argument(
+        "--pool", choices=POOLS, default="transductive", help="what to distil; mrpc, qnli, qqp: tested on that task"
+    )
     run.add_argument("--pairs", type=int, help="a sample of so many of them; default: all")
     run.add_argument("--seed", action="append", type=int, help="default: 2021")
     run.add_argument("--work", type=Path, default=Path("runs/study"), help="folder of the runs (runs/study)")
@@ -135,8 +137,11 @@ def _counts(column: str, settings: Mapping[str, Any]) -> bool:
 
 
 def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> None:
-    """Distil (or resume) one recipe from the given starts, evaluate what it made, store the result."""
-    starts, data = dict(arguments.start), arguments.data
+    """Distil (or resume) one recipe from the given starts, evaluate what it made, store the result.
+
+    What was learned from the pairs of one task (`sts`, `sickr`) is tested on all seven: domain transfer.
+    """
+    starts, data, tests = dict(arguments.start), arguments.data, name_tests(arguments.pool)
     run = place_run(arm, f"seed{seed}", arguments)
     flags = [
         "--pairs",
@@ -157,9 +162,9 @@ def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> None:
     last = best["history"][-1]
     shown = [model["path"] for entry in best["history"] for model in (*entry["bi"], *entry["cross"])]
     shown = [path for path in shown if "/model-" in path]
-    pairs = {path: score_once(run, path, data) for path in shown}
+    pairs = {path: score_once(run, path, data, tests) for path in shown}
     differences = {
-        path: compare(scores, pairs[f"{START}/{path.rpartition('/')[2]}"], data=data)["average"]
+        path: compare(scores, pairs[f"{START}/{path.rpartition('/')[2]}"], tasks=tests, data=data)["average"]
         for path, scores in pairs.items()
         if not path.startswith(START)
     }
@@ -170,15 +175,25 @@ def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> None:
         "machine": {**described["machine"], "cpu": cpu_name(), "torch": torch.__version__},
         "seconds": sum(stage_seconds(run, described).values()), "flops": count_flops(run, described),
         "best": best["best"], "agreement": last["agreement"],
-        "scores": {path: evaluate_sts(found, data=data) for path, found in pairs.items()},
+        "scores": {path: measure(found, data) for path, found in pairs.items()},
         "to_start": differences, "to_reference": compare_with_reference(run, arm, best, pairs, data),
-        "labels": {} if len(starts) > 1 else score_labels(run, len(best["history"]) - 1, data),
+        "labels": {} if len(starts) > 1 or tests != STS_TASKS else score_labels(run, len(best["history"]) - 1, data),
     }  # fmt: skip
     write_json(DOCS / "results" / f"study-{run.name}.json", result)
 
 
+def measure(scores: Mapping[str, np.ndarray], data: str | None) -> dict[str, Any]:
+    """Task -> Spearman x 100, or ROC AUC x 100, and their "average"."""
+    tasks = tuple(scores)
+    if tasks == STS_TASKS:
+        return evaluate_sts(scores, data=data)
+    found = evaluate_pairs(scores, tasks=tasks, data=data)
+    return {**{task: found[task]["auc"] for task in tasks}, "average": found["average"]}
+
+
 def average_seeds(arm: str, seeds: Sequence[int], arguments: argparse.Namespace) -> None:
     """Average the weights of the last cycle's bi-encoders over runs that differ in their seed; evaluate the result."""
+    tests = name_tests(arguments.pool)
     runs = [place_run(arm, f"seed{seed}", arguments) for seed in seeds]
     students = [read_json(run / "best.json")["history"][-1]["bi"] for run in runs]
     out = place_run(arm, "-".join(["average", *map(str, seeds)]), arguments)
@@ -190,10 +205,10 @@ def average_seeds(arm: str, seeds: Sequence[int], arguments: argparse.Namespace)
         if not folders:
             continue
         save_model(average_weights(folders), out / f"model-{i}")
-        found = score_once(out, f"model-{i}", arguments.data)
-        start = score_once(runs[0], f"{START}/model-{i}", arguments.data)
-        scores[f"model-{i}"] = evaluate_sts(found, data=arguments.data)
-        differences[f"model-{i}"] = compare(found, start, data=arguments.data)["average"]
+        found = score_once(out, f"model-{i}", arguments.data, tests)
+        start = score_once(runs[0], f"{START}/model-{i}", arguments.data, tests)
+        scores[f"model-{i}"] = measure(found, arguments.data)
+        differences[f"model-{i}"] = compare(found, start, tasks=tests, data=arguments.data)["average"]
     first = read_json(DOCS / "results" / f"study-{runs[0].name}.json")
     result = {
         **{name: first[name] for name in ("arm", "starts", "pool", "pairs", "machine")}, "seeds": list(seeds),
@@ -217,13 +232,14 @@ def compare_with_reference(
     if arm == "reference" or not (other / "best.json").exists():
         return None
     last = {model["backbone"]: model["path"] for model in read_json(other / "best.json")["history"][-1]["bi"]}
-    return {
-        model["path"]: compare(pairs[model["path"]], score_once(other, last[model["backbone"]], data), data=data)[
-            "average"
-        ]
-        for model in best["history"][-1]["bi"]
-        if "/model-" in model["path"] and model["backbone"] in last
-    }
+    differences = {}
+    for model in best["history"][-1]["bi"]:
+        if "/model-" in model["path"] and model["backbone"] in last:
+            mine = pairs[model["path"]]
+            tests = tuple(mine)
+            others = score_once(other, last[model["backbone"]], data, tests)
+            differences[model["path"]] = compare(mine, others, tasks=tests, data=data)["average"]
+    return differences
 
 
 def count_flops(run: Path, described: Mapping[str, Any]) -> float:

@@ -13,10 +13,15 @@ from typing import Any
 from bootstrap_results import DOCS, fill, read_results
 from search_results import format_table
 
-from transenc.benchmarks import STS_TASKS
+from transenc.benchmarks import PAIR_TASKS, STS_TASKS
 from transenc.durable import write_file
 
-POOLS = {"transductive": "sts_sickr", "inductive": "sts_sickr-inductive"}
+POOLS: Mapping[str, str] = {
+    "transductive": "sts_sickr",
+    "inductive": "sts_sickr-inductive",
+    **{name: name for name in ("sts", "sickr", *PAIR_TASKS)},
+}
+"""Suites of `distill`, by the names that the page has for them."""
 
 ARMS: Mapping[str, tuple[str, ...]] = {
     "reference": ("--preset", "reference", "--cycles", "1"),
@@ -54,6 +59,11 @@ SCREENS: Mapping[str, dict[str, Any]] = {
 """Settings of the label stage, by what they average; a weight of 100 leaves next to nothing to the rest."""
 
 
+def name_tests(pool: str) -> tuple[str, ...]:
+    """The tasks that measure what was learned from a pool: its own for pair classification, else the seven."""
+    return (pool,) if pool in PAIR_TASKS else STS_TASKS
+
+
 def write_page() -> None:
     """Put the measured parts into docs/study.md."""
     page = DOCS / "study.md"
@@ -89,7 +99,8 @@ def describe_runs(starts: str, pool: str, pairs: int, results: Sequence[Mapping[
 
     After the seeds of a recipe comes the mean of their figures, then what the average of their weights reaches.
     """
-    columns = (*STS_TASKS, "average")
+    tests = name_tests(pool)
+    columns = tests if len(tests) == 1 else (*tests, "average")
     runs = [result for result in results if "seed" in result]
     rows: dict[str, list[str]] = {}
     alike: dict[tuple[str, str], dict[int, Mapping[str, float]]] = defaultdict(dict)
@@ -123,10 +134,11 @@ def describe_runs(starts: str, pool: str, pairs: int, results: Sequence[Mapping[
                 figures = [f"{scores[task]:.2f}" for task in columns]
                 rows[name] = [name, *figures, show(result["to_start"][path]), "", "", ""]
     starts_first = sorted(rows.values(), key=lambda row: not row[0].startswith("start"))
-    names = ["model", *STS_TASKS, "average", "to start", "to reference", "min", "TFLOP"]
+    names = ["model", *columns, "to start", "to reference", "min", "TFLOP"]
+    unit = "" if tests == STS_TASKS else ", ROC AUC x 100"
     machine = runs[0]["machine"]
     return (
-        f"**{starts}, {pool} pool, {pairs:,} pairs**\n\n{format_table(names, starts_first)}\n\n"
+        f"**{starts}, {pool} pool, {pairs:,} pairs**{unit}\n\n{format_table(names, starts_first)}\n\n"
         f"{machine['threads']} thread(s) of {machine['cpu']}, {machine['device']}, {machine['precision']} arithmetic."
     )
 

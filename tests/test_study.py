@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 from scenario import snapshot
+from tiny import count_common, make_pairs
 
 from transenc.benchmarks import load_benchmark
 from transenc.devices import resolve_precision
 from transenc.encoders import load_bi_encoder
+from transenc.evaluation import evaluate_pairs
 from transenc.metrics import correlation
 from transenc.scoring import score_pairs
 
@@ -90,6 +92,28 @@ def test_an_arm_is_run_once_and_told_with_its_intervals(
     for path in (bi, cross):
         assert f"{result['scores'][path]['average']:.2f} | {result['to_start'][path]['difference']:+.2f}" in page
     assert page.count("| start |") == 1
+
+
+def test_what_was_learned_from_pair_classification_is_tested_there(
+    monkeypatch: pytest.MonkeyPatch, tiny_bi: Path, benchmarks: Path, tmp_path: Path
+) -> None:
+    from study_results import describe_runs
+
+    (benchmarks / "pairs").mkdir()
+    for split in ("train", "dev", "test"):
+        pairs = make_pairs(12, seed=["train", "dev", "test"].index(split))
+        rows = [(str(int(count_common(pair) > 0.4)), *pair) for pair in pairs]
+        lines = ["\t".join(row) for row in (("label", "sentence1", "sentence2"), *rows)]
+        (benchmarks / "pairs" / f"mrpc.{split}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    call = ["--data", benchmarks, "run", "--start", f"a={tiny_bi}", "--arm", "half", "--pool", "mrpc",
+            "--work", tmp_path / "work", f"--extra={EXTRA} --bi-epochs 1"]  # fmt: skip
+    assert not run_study(monkeypatch, *call)
+    result = read(tmp_path, "a-mrpc-half-seed2021")
+    bi = "stages/c01-40-bi-train/model-0"
+    auc = evaluate_pairs(tmp_path / "work" / "a-mrpc-half-seed2021" / bi, tasks=["mrpc"], data=benchmarks)["average"]
+    assert result["scores"][bi] == {"mrpc": pytest.approx(auc, abs=0.5), "average": pytest.approx(auc, abs=0.5)}
+    page = describe_runs("a", "mrpc", 36, [result])
+    assert "**a, mrpc pool, 36 pairs**, ROC AUC x 100" in page and "| model | mrpc | to start |" in page
 
 
 def test_seeds_have_a_mean_and_an_average_of_their_weights(
