@@ -33,7 +33,7 @@ from transenc.config import DistillConfig, merge_config
 from transenc.devices import resolve_precision
 from transenc.durable import read_json, write_json
 from transenc.encoders import load_bi_encoder, load_encoder
-from transenc.errors import TransencError
+from transenc.errors import InputError, TransencError
 from transenc.evaluation import compare, evaluate_pairs, evaluate_sts
 from transenc.labeling import merge_labels
 from transenc.metrics import correlation
@@ -65,6 +65,12 @@ def main() -> int:
     run.add_argument("--seed", action="append", type=int, help="default: 2021")
     run.add_argument("--work", type=Path, default=Path("runs/study"), help="folder of the runs (runs/study)")
     run.add_argument("--average", action="store_true", help="then the average weights of the seeds' bi-encoders")
+    run.add_argument(
+        "--fork",
+        type=Path,
+        metavar="RUN0",
+        help="take over the finished cycles of RUN0, the same recipe with fewer of them",
+    )
     run.add_argument("--extra", default="", help="flags of distill for every arm, e.g. '--bi-learning-rate 1e-4'")
     studies.add_parser("write", help="docs/study.md from docs/results/study-*.json")
     arguments = parser.parse_args()
@@ -156,9 +162,14 @@ def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> None:
     told = ["distill", *(word for name in starts for word in ("--model", f"${name.upper()}")), *flags]
     print(f"$ transenc {shlex.join(told)}", file=sys.stderr, flush=True)
     given = [] if data is None else ["--data", data]
+    given += [] if arguments.fork is None else ["--fork", str(arguments.fork)]
     if code := transenc(["distill", *models, *flags, *given, "--output", str(run)]):  # a finished run is left alone
         raise SystemExit(code)
     best, described = read_json(run / "best.json"), read_json(run / "run.json")
+    if arguments.fork is not None:
+        former = read_json(arguments.fork / "run.json")["config"]
+        if differing := [key for key, value in described["config"].items() if key != "cycles" and former[key] != value]:
+            raise InputError(f"{arguments.fork}: not the recipe {arm}: {', '.join(differing)}; leave out --fork")
     last = best["history"][-1]
     shown = [model["path"] for entry in best["history"] for model in (*entry["bi"], *entry["cross"])]
     shown = [path for path in shown if "/model-" in path]

@@ -33,6 +33,7 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "default": (),
     "alignment": ("--alignment", "4"),
     "overlap": ("--overlap", "4"),
+    "overlap-two-cycles": ("--overlap", "4", "--cycles", "2"),
     "lexical": ("--simplified", "0", "--alignment", "1", "--overlap", "1"),
 }
 """Flags of `distill`, by the name of the recipe."""

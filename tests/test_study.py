@@ -63,7 +63,7 @@ def test_labels_are_screened_without_training(
 def test_an_arm_is_run_once_and_told_with_its_intervals(
     monkeypatch: pytest.MonkeyPatch, tiny_bi: Path, benchmarks: Path, tmp_path: Path
 ) -> None:
-    from study_results import describe_runs
+    from study_results import ARMS, describe_runs
 
     call = ["--data", benchmarks, "run", "--start", f"a={tiny_bi}", "--arm", "reference", "--arm", "half", "--pairs",
             12, "--work", tmp_path / "work", f"--extra={EXTRA} --bi-epochs 1"]  # fmt: skip
@@ -87,6 +87,17 @@ def test_an_arm_is_run_once_and_told_with_its_intervals(
     assert read(tmp_path, name) == result
     with pytest.raises(SystemExit):  # the same place with other settings
         run_study(monkeypatch, *call[:-1], f"--extra={EXTRA} --bi-epochs 2")
+
+    forking = ["--arm", "half-two-cycles", "--fork", tmp_path / "work" / name]
+    monkeypatch.setitem(ARMS, "half-two-cycles", (*ARMS["half"], "--cycles", "2"))  # type: ignore[arg-type]
+    assert not run_study(monkeypatch, *call[:5], *forking, *call[9:])
+    longer = read(tmp_path, "a-transductive-12-half-two-cycles-seed2021")
+    assert "--fork" not in longer["command"]  # it is the same without
+    assert [path[7:10] for path in longer["scores"]] == ["c00", "c01", "c01", "c02", "c02"]
+    assert longer["scores"][bi] == result["scores"][bi]
+    forking[1] = "overlap-two-cycles"
+    assert run_study(monkeypatch, *call[:5], *forking, *call[9:]) == 2  # not what was forked
+    assert not (tmp_path / "docs" / "results" / "study-a-transductive-12-overlap-two-cycles-seed2021.json").exists()
 
     page = describe_runs("a", "transductive", 12, [other, result])
     for path in (bi, cross):
