@@ -31,6 +31,7 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "bi-only": ("--keep-label", "1", "--simplified", "3"),
     "simplified": ("--keep-label", "0.67", "--simplified", "3"),
     "default": (),
+    "two-cycles": ("--cycles", "2"),
     "alignment": ("--alignment", "4"),
     "overlap": ("--overlap", "4"),
     "overlap-two-cycles": ("--overlap", "4", "--cycles", "2"),
