@@ -192,6 +192,22 @@ def test_the_plan_measures_every_backbone(tiny_plain: Path, tiny_bi: Path, monke
     assert plan["c01-10-bi-label"]["minutes"] == plan["c01-10-bi-label"]["pairs"] / 2 * (3 + 5)
 
 
+def test_the_plan_trains_side_by_side(tiny_bi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "_load", lambda *_: None)
+    monkeypatch.setattr(planning, "_measure", lambda *_: (np.zeros(1, np.float32), 1.0))
+    minutes = {}
+    for devices in (["cuda:0"], ["cuda:0", "cuda:0"], ["cuda:0", "cuda:1"]):
+        monkeypatch.setattr(planning, "resolve_devices", lambda _, devices=devices: devices)
+        plan = describe_plan([Backbone(str(tiny_bi))] * 3, sentences=SENTENCES, config=FROM_SENTENCES)
+        minutes[",".join(devices)] = {row["stage"]: row["minutes"] for row in plan}
+    one, same, two = minutes.values()
+    assert one == same
+    assert two["c01-20-cross-train"] == pytest.approx(one["c01-20-cross-train"] * 2 / 3)  # three in two turns
+    assert two["c01-40-bi-train"] == pytest.approx(one["c01-40-bi-train"] * 2 / 3)
+    assert two["c01-10-bi-label"] == one["c01-10-bi-label"] > 0
+    assert two["c01-30-cross-label"] == one["c01-30-cross-label"] > 0
+
+
 def test_the_command_line(tiny_plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "corpus.txt"
     source.write_text("\n".join(SENTENCES) + "\n", encoding="utf-8")

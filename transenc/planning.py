@@ -123,7 +123,7 @@ def preview_run(
 ) -> tuple[list[dict[str, Any]], Inspection]:
     """The stages of a run with their sizes and a rough time, and what speaks against it, without running it.
 
-    The time comes from scoring some of the pairs with every backbone here and now, and from what a pass of
+    The time comes from scoring some of the pairs with every backbone here and now (on the first device), and from what a pass of
     training took beside a pass of scoring on a CPU (`_TRAINING_PASS`). Take it as the order of magnitude.
 
     From sentences, training on one counts as a pair, encoding one as half, and as many pairs are expected as mining may
@@ -143,7 +143,8 @@ def preview_run(
         >>> plan, inspection = preview_run([Backbone("my/encoder")], pairs, config=DistillConfig())  # doctest: +SKIP
     """
     check_inputs(backbones, pairs, sentences, config=config, dev=dev, symmetric=symmetric)
-    device = resolve_devices(device)[0]
+    devices = resolve_devices(device)
+    device, places = devices[0], len(set(devices))  # one device named twice is no faster
     if pairs is not None:
         n, rows = len(pairs), _sample(pairs)
         scores, strangers, minutes_a_pair = _score_sample(backbones, pairs, rows, config, device)
@@ -165,7 +166,8 @@ def preview_run(
 
     def add(stage: str, scored: float, trained: float = 0, factor: int = 0, steps: int = 0) -> None:
         k = 1 if stage.endswith("bi-train") and config.student is not None else len(backbones)
-        minutes = round(k * (scored + factor * trained) * minutes_a_pair, 1)
+        turns = math.ceil(k / places) if trained else k  # only trainings run side by side
+        minutes = round(turns * (scored + factor * trained) * minutes_a_pair, 1)
         plan.append({"stage": stage, "pairs": round(k * (scored + trained)), "steps": k * steps, "minutes": minutes})
 
     def dev_passes(steps: int) -> int:  # the evaluations during a training
