@@ -32,6 +32,7 @@ def note(path: Path, *, device: str, stop: StopRequest) -> None:
                 "device": device,
                 "visible": os.environ.get("CUDA_VISIBLE_DEVICES"),
                 "threads": torch.get_num_threads(),
+                "bar": {name: os.environ.get(name) for name in ("TQDM_POSITION", "TQDM_LEAVE")},
             }
         )
     )
@@ -75,6 +76,7 @@ def test_every_device_has_a_process(tmp_path: Path) -> None:
     assert first["pid"] == third["pid"] != second["pid"]
     assert os.getpid() not in (first["pid"], second["pid"])
     assert {job["device"] for job in (first, second, third)} == {"cpu"}
+    assert [job["bar"] for job in (first, second)] == [{"TQDM_POSITION": line, "TQDM_LEAVE": ""} for line in "01"]
     assert first["threads"] == max(1, torch.get_num_threads() // 2)
 
 
@@ -118,6 +120,7 @@ def raise_odd(*, device: str, stop: StopRequest) -> None:
     raise Odd("this", "that")
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
     jobs = {0: partial(wait_for_stop, tmp_path / "a"), 1: partial(kill_myself, tmp_path / "a")}
     with pytest.raises(StateError, match=r"on cpu ended abruptly: killed, or out of memory; the same command resumes"):
@@ -125,11 +128,13 @@ def test_a_killed_worker_is_an_error_that_says_what_to_do(tmp_path: Path) -> Non
     assert (tmp_path / "a.stopped").exists()
 
 
-def test_an_exception_that_cannot_be_sent_keeps_its_message() -> None:
+def test_an_exception_that_cannot_be_sent_keeps_its_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     with pytest.raises(RuntimeError, match="Odd: this and that"):
-        run_on_devices({0: raise_odd, 1: raise_odd}, ["cpu", "cpu"], stop=StopRequest())
+        run_on_devices({0: raise_odd}, ["cuda:1"], stop=StopRequest())
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_the_workers_begin(tmp_path: Path) -> None:
     def run() -> None:
         os.setpgid(0, 0)
@@ -141,6 +146,7 @@ def test_ctrl_c_while_the_workers_begin(tmp_path: Path) -> None:
     assert Child(run).finish().status == 128 + signal.SIGINT
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

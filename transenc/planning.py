@@ -123,8 +123,8 @@ def preview_run(
 ) -> tuple[list[dict[str, Any]], Inspection]:
     """The stages of a run with their sizes and a rough time, and what speaks against it, without running it.
 
-    The time comes from scoring some of the pairs with every backbone here and now (on the first device), and from what a pass of
-    training took beside a pass of scoring on a CPU (`_TRAINING_PASS`). Take it as the order of magnitude.
+    The time comes from scoring some of the pairs with every backbone here and now, on the first device, and from what a
+    pass of training took beside a pass of scoring on a CPU (`_TRAINING_PASS`). Take it as the order of magnitude.
 
     From sentences, training on one counts as a pair, encoding one as half, and as many pairs are expected as mining may
     keep.

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -58,7 +59,10 @@ def run_on_devices(jobs: Mapping[int, Job], devices: Sequence[str], *, stop: Sto
     failure: BaseException | None = None
     with stop.deferred():
         with ExitStack() as stack:
-            workers = {place: stack.enter_context(_start_worker(devices[place], threads)) for place in places}
+            workers = {
+                place: stack.enter_context(_start_worker(devices[place], threads, line))
+                for line, place in enumerate(places)
+            }
             waiting = {workers[n % len(devices)].submit(job): devices[n % len(devices)] for n, job in jobs.items()}
             while waiting and failure is None and stop.signum is None:
                 for future in wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED).done:
@@ -66,6 +70,8 @@ def run_on_devices(jobs: Mapping[int, Job], devices: Sequence[str], *, stop: Sto
             if waiting:
                 for worker in workers.values():
                     worker.ask_to_stop(stop.signum or signal.SIGTERM)
+        if sys.stderr.isatty():
+            sys.stderr.write("\r")  # bars that were not on the first line leave the cursor where they ended
         if failure is not None and stop.signum is None:
             raise failure
 
@@ -84,11 +90,13 @@ def _explain(future: Future[None], device: str) -> BaseException | None:
 class _Worker:
     executor: ProcessPoolExecutor
     device: str
+    line: int
     writer: Connection
 
     def submit(self, job: Job) -> Future[None]:
         # the first job starts the process, which keeps what it finds here; until it ignores signals it must not get any
-        with _environment(_see_alone(self.device)), _blocked_signals():
+        variables = {**_see_alone(self.device), **_write_on(self.line)}
+        with _environment(variables), _blocked_signals():
             return self.executor.submit(_run, job, "cuda" if self.device.startswith("cuda") else self.device)
 
     def ask_to_stop(self, signum: int) -> None:
@@ -97,13 +105,13 @@ class _Worker:
 
 
 @contextmanager
-def _start_worker(device: str, threads: int) -> Iterator[_Worker]:
+def _start_worker(device: str, threads: int, line: int) -> Iterator[_Worker]:
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     reader, writer = context.Pipe(duplex=False)
     levels = {name: logging.getLogger(name).level for name in (None, "transenc")}
     given = (reader, threads, is_progress_bar_enabled(), get_verbosity(), levels)
     with reader, writer, ProcessPoolExecutor(1, mp_context=context, initializer=_begin, initargs=given) as executor:
-        worker = _Worker(executor, device, writer)
+        worker = _Worker(executor, device, line, writer)
         try:
             yield worker
         except BaseException:  # nobody waits for hours for what has failed elsewhere
@@ -138,6 +146,11 @@ def _see_alone(device: str) -> dict[str, str]:
     listed = os.environ.get(_VISIBLE)
     names = listed.split(",") if listed else [str(i) for i in range(torch.cuda.device_count())]
     return {_VISIBLE: names[int(index or 0)].strip()}
+
+
+def _write_on(line: int) -> dict[str, str]:
+    """The variables under which the progress bars of a new process have that line of the terminal, and give it back."""
+    return {"TQDM_POSITION": str(line), "TQDM_LEAVE": ""}
 
 
 @contextmanager
