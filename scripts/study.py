@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from machine import cpu_name
 from reproduce_results import score_labels, score_once, stage_seconds
-from study_results import ARMS, DOCS, POOLS, SCREENS, name_tests, write_page
+from study_results import ARMS, DOCS, POOLS, SCREENS, name_recipe, name_tests, write_page
 
 from transenc.averaging import average_weights
 from transenc.benchmarks import STS_TASKS, load_benchmark
@@ -66,6 +66,14 @@ def main() -> int:
     run.add_argument("--work", type=Path, default=Path("runs/study"), help="folder of the runs (runs/study)")
     run.add_argument("--average", action="store_true", help="then the average weights of the seeds' bi-encoders")
     run.add_argument(
+        "--with",
+        dest="others",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="and of this finished run's, in --work",
+    )
+    run.add_argument(
         "--fork",
         type=Path,
         metavar="RUN0",
@@ -74,8 +82,8 @@ def main() -> int:
     run.add_argument("--extra", default="", help="flags of distill for every arm, e.g. '--bi-learning-rate 1e-4'")
     studies.add_parser("write", help="docs/study.md from docs/results/study-*.json")
     arguments = parser.parse_args()
-    if arguments.study == "run" and arguments.average and len(set(arguments.seed or ())) < 2:
-        parser.error("--average needs two or more different --seed")
+    if arguments.study == "run" and arguments.average and len({*(arguments.seed or [0]), *arguments.others}) < 2:
+        parser.error("--average needs two or more different --seed, or --with")
     try:
         if arguments.study == "screen":
             screen_labels(dict(arguments.start), dict(arguments.cross), arguments.data)
@@ -203,11 +211,13 @@ def measure(scores: Mapping[str, np.ndarray], data: str | None) -> dict[str, Any
 
 
 def average_seeds(arm: str, seeds: Sequence[int], arguments: argparse.Namespace) -> None:
-    """Average the weights of the last cycle's bi-encoders over runs that differ in their seed; evaluate the result."""
+    """Average the weights of the last cycle's bi-encoders over runs, and evaluate the result."""
     tests = name_tests(arguments.pool)
     runs = [place_run(arm, f"seed{seed}", arguments) for seed in seeds]
+    runs += [arguments.work / name for name in arguments.others]
     students = [read_json(run / "best.json")["history"][-1]["bi"] for run in runs]
-    out = place_run(arm, "-".join(["average", *map(str, seeds)]), arguments)
+    others = [f"and{len(arguments.others)}"] if arguments.others else []
+    out = place_run(arm, "-".join(["average", *map(str, seeds), *others]), arguments)
     scores, differences = {}, {}
     for i in range(len(arguments.start)):
         # with --student there is one alone; with a dev set the last weights are listed too
@@ -223,7 +233,8 @@ def average_seeds(arm: str, seeds: Sequence[int], arguments: argparse.Namespace)
     first = read_json(DOCS / "results" / f"study-{runs[0].name}.json")
     result = {
         **{name: first[name] for name in ("arm", "starts", "pool", "pairs", "machine")}, "seeds": list(seeds),
-        "command": f"transenc average {' '.join('--model $SEED' + str(seed) for seed in seeds)} --output FOLDER",
+        "with": [name_recipe(read_json(DOCS / "results" / f"study-{name}.json")) for name in arguments.others],
+        "command": f"transenc average {' '.join(f'--model $RUN{i}' for i in range(1, 1 + len(runs)))} --output FOLDER",
         "scores": scores, "to_start": differences,
     }  # fmt: skip
     write_json(DOCS / "results" / f"study-{out.name}.json", result)

@@ -131,8 +131,7 @@ def describe_runs(starts: str, pool: str, pairs: int, results: Sequence[Mapping[
     for result in results:
         if "seed" not in result:
             for path, scores in result["scores"].items():
-                seeds = ", ".join(map(str, result["seeds"]))
-                name = f"{result['arm']}, weights of seeds {seeds} averaged{name_backbone(result, path)}"
+                name = f"{name_recipe(result)}, weights averaged{name_backbone(result, path)}"
                 figures = [f"{scores[task]:.2f}" for task in columns]
                 rows[name] = [name, *figures, show(result["to_start"][path]), "", "", ""]
     starts_first = sorted(rows.values(), key=lambda row: not row[0].startswith("start"))
@@ -143,6 +142,14 @@ def describe_runs(starts: str, pool: str, pairs: int, results: Sequence[Mapping[
         f"**{starts}, {pool} pool, {pairs:,} pairs**{unit}\n\n{format_table(names, starts_first)}\n\n"
         f"{machine['threads']} thread(s) of {machine['cpu']}, {machine['device']}, {machine['precision']} arithmetic."
     )
+
+
+def name_recipe(result: Mapping[str, Any]) -> str:
+    """The recipe and the seed of a run, or of the runs whose students were averaged."""
+    if "seed" in result:
+        return f"{result['arm']} ({result['pool']}), seed {result['seed']}"
+    seeds = f"{result['arm']}, seed{'s' * (len(result['seeds']) > 1)} {', '.join(map(str, result['seeds']))}"
+    return " and ".join([seeds, *result["with"]])
 
 
 def name_backbone(result: Mapping[str, Any], path: str) -> str:
