@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from machine import cpu_name
 from reproduce_results import score_labels, score_once, stage_seconds
-from study_results import ARMS, DOCS, POOLS, SCREENS, name_recipe, name_tests, write_page
+from study_results import ARMS, DOCS, POOLS, SCREENS, name_tests, write_page
 
 from transenc.averaging import average_weights
 from transenc.benchmarks import STS_TASKS, load_benchmark
@@ -216,8 +216,8 @@ def average_seeds(arm: str, seeds: Sequence[int], arguments: argparse.Namespace)
     runs = [place_run(arm, f"seed{seed}", arguments) for seed in seeds]
     runs += [arguments.work / name for name in arguments.others]
     students = [read_json(run / "best.json")["history"][-1]["bi"] for run in runs]
-    others = [f"and{len(arguments.others)}"] if arguments.others else []
-    out = place_run(arm, "-".join(["average", *map(str, seeds), *others]), arguments)
+    others = [read_json(DOCS / "results" / f"study-{name}.json") for name in arguments.others]
+    out = place_run(arm, "-".join(["average", *map(str, seeds), *([f"and{len(others)}"] if others else [])]), arguments)
     scores, differences = {}, {}
     for i in range(len(arguments.start)):
         # with --student there is one alone; with a dev set the last weights are listed too
@@ -233,7 +233,7 @@ def average_seeds(arm: str, seeds: Sequence[int], arguments: argparse.Namespace)
     first = read_json(DOCS / "results" / f"study-{runs[0].name}.json")
     result = {
         **{name: first[name] for name in ("arm", "starts", "pool", "pairs", "machine")}, "seeds": list(seeds),
-        "with": [name_recipe(read_json(DOCS / "results" / f"study-{name}.json")) for name in arguments.others],
+        "with": [{key: other[key] for key in ("arm", "pool", "seed")} for other in others],
         "command": f"transenc average {' '.join(f'--model $RUN{i}' for i in range(1, 1 + len(runs)))} --output FOLDER",
         "scores": scores, "to_start": differences,
     }  # fmt: skip

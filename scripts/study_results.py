@@ -131,7 +131,7 @@ def describe_runs(starts: str, pool: str, pairs: int, results: Sequence[Mapping[
     for result in results:
         if "seed" not in result:
             for path, scores in result["scores"].items():
-                name = f"{name_recipe(result)}, weights averaged{name_backbone(result, path)}"
+                name = f"{name_average(result)}{name_backbone(result, path)}"
                 figures = [f"{scores[task]:.2f}" for task in columns]
                 rows[name] = [name, *figures, show(result["to_start"][path]), "", "", ""]
     starts_first = sorted(rows.values(), key=lambda row: not row[0].startswith("start"))
@@ -144,12 +144,14 @@ def describe_runs(starts: str, pool: str, pairs: int, results: Sequence[Mapping[
     )
 
 
-def name_recipe(result: Mapping[str, Any]) -> str:
-    """The recipe and the seed of a run, or of the runs whose students were averaged."""
-    if "seed" in result:
-        return f"{result['arm']} ({result['pool']}), seed {result['seed']}"
-    seeds = f"{result['arm']}, seed{'s' * (len(result['seeds']) > 1)} {', '.join(map(str, result['seeds']))}"
-    return " and ".join([seeds, *result["with"]])
+def name_average(result: Mapping[str, Any]) -> str:
+    """The runs whose students were averaged, by recipe; the pool of those that had another one."""
+    seeds: dict[str, list[int]] = {result["arm"]: list(result["seeds"])}
+    for other in result["with"]:
+        elsewhere = "" if other["pool"] == result["pool"] else f" ({other['pool']})"
+        seeds.setdefault(f"{other['arm']}{elsewhere}", []).append(other["seed"])
+    named = [f"{arm}, seed{'s' * (len(some) > 1)} {', '.join(map(str, some))}" for arm, some in seeds.items()]
+    return f"{'; '.join(named)}: weights averaged"
 
 
 def name_backbone(result: Mapping[str, Any], path: str) -> str:

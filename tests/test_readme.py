@@ -149,3 +149,8 @@ def test_the_headline_figures_are_those_of_the_results() -> None:
         mean = fmean(scores[last]["average"] for scores in seeds)
         row = f"| {start:.2f} | {mean:.2f} | {mean - start:+.2f} |"
         assert row in text, f"README.md must have {row} for {name}, {len(seeds)} seed(s)"
+    for path in (README.parent / "docs" / "results").glob("study-minilm-*-average-*.json"):
+        average = json.loads(path.read_text(encoding="utf-8"))
+        figure, gain = average["scores"]["model-0"]["average"], average["to_start"]["model-0"]["difference"]
+        row = f"| {figure - gain:.2f} | {figure:.2f} | {gain:+.2f} |"
+        assert row in text, f"README.md must have {row} for {path.stem}"

@@ -151,7 +151,7 @@ def test_seeds_have_a_mean_and_an_average_of_their_weights(
     mean = sum(run["scores"][bi]["average"] for run in runs) / 2
     (line,) = [line for line in page.splitlines() if "mean of 2 seeds, cycle 1 bi" in line]
     assert f"| {mean:.2f} |" in line
-    (line,) = [line for line in page.splitlines() if "half, seeds 1, 2, weights averaged" in line]
+    (line,) = [line for line in page.splitlines() if "half, seeds 1, 2: weights averaged" in line]
     assert (
         f"{average['scores']['model-0']['average']:.2f} | {average['to_start']['model-0']['difference']:+.2f}" in line
     )
@@ -166,8 +166,9 @@ def test_seeds_have_a_mean_and_an_average_of_their_weights(
     assert not run_study(monkeypatch, *call)
     same = read(tmp_path, "a-transductive-12-half-average-1-and1")
     assert same["scores"] == average["scores"]
+    same["with"][0]["pool"] = "inductive"
     page = describe_runs("a", "transductive", 12, [*runs, same])
-    assert "half, seed 1 and half (transductive), seed 2, weights averaged" in page
+    assert "half, seed 1; half (inductive), seed 2: weights averaged" in page
 
 
 def test_what_cannot_be_read_ends_with_its_exit_code(
