@@ -13,17 +13,14 @@ import shutil
 import signal
 import socket
 import stat
-import sys
 import threading
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from processes import paused_child, run_child, start_child
 
 from transenc import durable
 from transenc.errors import BusyError, InputError, Interrupted, StateError
@@ -36,46 +33,6 @@ CONTENT = {
     "große Datei.txt": "größer".encode(),
 }
 FACTS = {"step": 8, "dev": 0.71}
-
-
-def start_child(work: Callable[[], object]) -> int:
-    """Fork a process that does `work` and exits with 0, or with 1 after printing its exception."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # fork beside the threads of some library
-        pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            sys.stderr.flush()
-            os._exit(1)
-    return pid
-
-
-def run_child(work: Callable[[], object]) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(start_child(work), 0)[1])
-
-
-@contextmanager
-def paused_child(work: Callable[[Callable[[], None]], object]) -> Iterator[int]:
-    """A child that has reached the `pause()` in `work(pause)`, killed with SIGKILL at the end."""
-    ready, tell = os.pipe()
-
-    def pause() -> None:
-        os.write(tell, b"!")
-        signal.pause()
-
-    pid = start_child(lambda: work(pause))
-    os.close(tell)
-    try:
-        assert os.read(ready, 1) == b"!"
-        yield pid
-    finally:
-        os.close(ready)
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
 
 
 def fill(folder: Path) -> None:

@@ -16,19 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from search_scenario import (
-    FACTS,
-    CountColours,
-    as_content,
-    build,
-    die_at,
-    make_corpus,
-    paused_child,
-    read_content,
-    run_child,
-    snapshot_tree,
-    start_child,
-)
+from processes import die_at, paused_child, run_child, start_child
+from search_scenario import FACTS, CountColours, as_content, build, make_corpus, read_content, snapshot_tree
 
 from transenc import durable
 from transenc.corpus import Document

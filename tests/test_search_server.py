@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from search_scenario import FACTS, CountColours, run_child, start_child
+from processes import run_child, start_child
+from search_scenario import FACTS, CountColours
 from server_scenario import Encoder, Hold, ask, build_colours, make_documents, make_engine, wait_until
 
 from transenc.corpus import Document
