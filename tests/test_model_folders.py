@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 
 from transenc import durable
 from transenc.encoders import load_bi_encoder, load_cross_encoder, load_encoder
@@ -93,6 +95,13 @@ def test_other_things_that_are_no_model_folder(tmp_path: Path) -> None:
         load_encoder(tmp_path)
     with pytest.raises(InputError, match="found an empty name"):
         load_encoder("")
+
+
+def test_static_embeddings_are_refused_by_name(tiny_bi: Path, tmp_path: Path) -> None:
+    tokenizer = SentenceTransformer(str(tiny_bi), device="cpu").tokenizer.backend_tokenizer
+    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=4)], device="cpu").save(str(tmp_path / "m"))
+    with pytest.raises(InputError, match=r"m begins with StaticEmbedding; expected a model that begins with a Trans"):
+        load_bi_encoder(tmp_path / "m", device="cpu")
 
 
 def test_a_local_folder_wins_over_the_hub(tiny_bi: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,16 +97,19 @@ def check_model_folder(folder: Path) -> None:
         folder: A local model folder with links resolved.
 
     Raises:
-        InputError: The weights are in a pickle format.
+        InputError: The weights are in a pickle format, or there is no language model (static embeddings).
         StateError: A file is missing, truncated or changed.
     """
     _verify_published(folder)
-    transformer = folder / transformer_subfolder(folder)
+    transformer, modules = folder / transformer_subfolder(folder), _read_modules(folder)
+    first = modules[0]["type"].rpartition(".")[2] if modules else "Transformer"
+    if first != "Transformer" and not (transformer / "config.json").exists():
+        raise InputError(f"{folder} begins with {first}; expected a model that begins with a Transformer")
     _read_facts(transformer, "config.json")
     _check_weights(transformer)
     if not any((transformer / name).exists() for name in _TOKENIZER_FILES):
         raise StateError(f"{folder}: no tokenizer files (such as tokenizer.json or vocab.txt); fetch the model again")
-    for module in _read_modules(folder)[1:]:
+    for module in modules[1:]:
         place = folder / module["path"]
         if place != folder and place.is_dir() and any(_pickles(place)) and not any(place.glob("*.safetensors")):
             _refuse_pickle(place)
