@@ -55,10 +55,11 @@ from transenc.benchmarks import STS_TASKS, load_benchmark, load_pool
 from transenc.config import OBJECTIVES, Backbone, BootstrapSettings, DistillConfig
 from transenc.corpus import read_sentences
 from transenc.devices import resolve_precision
-from transenc.durable import lock, read_json, write_json
+from transenc.durable import read_json, write_json
 from transenc.encoders import load_bi_encoder, load_encoder, model_digest
 from transenc.errors import InputError, Interrupted, StateError, TransencError
 from transenc.evaluation import compare, evaluate_sts, score_tasks
+from transenc.locks import lock
 from transenc.metrics import correlation
 from transenc.pairs import fold_sentence, read_pairs
 from transenc.scoring import score_pairs

@@ -45,11 +45,12 @@ from transenc.criteria import (
     score_teachers,
 )
 from transenc.devices import resolve_precision
-from transenc.durable import lock, publish_directory, read_json, write_file, write_json
+from transenc.durable import publish_directory, read_json, write_file, write_json
 from transenc.encoders import load_bi_encoder, load_encoder, model_digest
 from transenc.errors import InputError, Interrupted, TransencError
 from transenc.evaluation import evaluate_sts, score_tasks
 from transenc.labeling import make_labels, read_rows
+from transenc.locks import lock
 from transenc.metrics import correlation
 from transenc.model_cards import save_model
 from transenc.pairs import read_pairs

@@ -32,6 +32,7 @@ from transenc.bootstrapping import bootstrap, bootstrap_encoder, read_figures
 from transenc.config import BootstrapSettings
 from transenc.encoders import load_bi_encoder, load_cross_encoder
 from transenc.errors import BusyError, InputError, StateError
+from transenc.locks import lock
 from transenc.run import verify_published
 from transenc.scoring import encode_texts, score_pairs
 from transenc.signals import StopRequest
@@ -212,7 +213,7 @@ def test_scratch_that_a_kill_left_is_removed(whole: Path, tiny_plain: Path, tmp_
 
 def test_a_second_process_is_told(tiny_plain: Path, tmp_path: Path) -> None:
     (tmp_path / "enc.part").mkdir()
-    with durable.lock(tmp_path / "enc.part" / "lock"), pytest.raises(BusyError):
+    with lock(tmp_path / "enc.part" / "lock"), pytest.raises(BusyError):
         run(tiny_plain, tmp_path / "enc")
 
 

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import doctest
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import resource
 import shutil
-import signal
-import socket
 import stat
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from processes import paused_child, run_child, start_child
+from processes import paused_child, run_child
 
 from transenc import durable
-from transenc.errors import BusyError, InputError, Interrupted, StateError
+from transenc.errors import InputError, Interrupted, StateError
+from transenc.locks import lock
 
 CONTENT = {
     "model.bin": bytes(range(1, 251)) * 40,  # three pages, no zero byte
@@ -680,7 +676,7 @@ def test_unusual_folders(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         folder.mkdir()
     monkeypatch.chdir(tmp_path)
     for base in (folder, Path(name)):
-        with durable.lock(base / "lock"):
+        with lock(base / "lock"):
             publish(base)
             assert observe_published(base) == "new"
             prepare_source(base)
@@ -705,7 +701,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "write_file": lambda path: durable.write_file(path, "x"),
     "publish_directory": lambda path: enter(durable.publish_directory(path)),
     "append_record": lambda path: durable.append_record(path, {}),
-    "lock": lambda path: enter(durable.lock(path)),
+    "lock": lambda path: enter(lock(path)),
 }
 
 
@@ -821,106 +817,6 @@ def test_record_with_line_breaks(tmp_path: Path) -> None:
     durable.append_record(tmp_path / "journal", record)
     durable.append_record(tmp_path / "journal", {})
     assert durable.read_records(tmp_path / "journal") == [record, {}]
-
-
-# ---- lock
-
-
-def test_lock_held_by_another_process(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-
-    def work(pause: Callable[[], None]) -> None:
-        with durable.lock(path):
-            pause()
-
-    with paused_child(work) as pid:
-        for _ in range(2):  # the refused attempt leaves the holder's file alone
-            with pytest.raises(BusyError, match=rf"lock is held by process {pid} on host {socket.gethostname()};"):
-                enter(durable.lock(path))
-    assert durable.read_json(path)["pid"] == pid  # killed, so it could not tidy up
-    with durable.lock(path):
-        assert durable.read_json(path) == {"pid": os.getpid(), "host": socket.gethostname()}
-
-
-def test_lock_waits_for_a_holder_that_ends(tmp_path: Path) -> None:
-    path, held = tmp_path / "lock", threading.Event()
-
-    def hold() -> None:
-        with durable.lock(path):
-            held.set()
-            time.sleep(0.3)
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    held.wait()
-    with pytest.raises(BusyError), durable.lock(path, patience=0.01):
-        raise AssertionError("it was held")
-    with durable.lock(path, patience=60):
-        assert json.loads(path.read_text())["pid"] == os.getpid()
-    holder.join()
-
-
-def test_lock_twice_in_one_process(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    with durable.lock(path):
-        with pytest.raises(BusyError, match=f"process {os.getpid()} "):
-            enter(durable.lock(path))
-        with pytest.raises(BusyError):  # still held after the refusal
-            enter(durable.lock(path))
-        with durable.lock(tmp_path / "other"):
-            pass
-    with pytest.raises(KeyError), durable.lock(path):
-        raise KeyError
-    with durable.lock(path):
-        pass
-
-
-@pytest.mark.parametrize("content", ["", "x" * 300, '{"pid": 1, "host": "a"}', "[]"])
-def test_lock_file_left_behind(content: str, tmp_path: Path) -> None:
-    (tmp_path / "lock").write_text(content)
-    with durable.lock(tmp_path / "lock"):
-        text = (tmp_path / "lock").read_text()
-        assert text == json.dumps({"pid": os.getpid(), "host": socket.gethostname()}) + "\n"
-
-
-def test_lock_of_an_unknown_holder(tmp_path: Path) -> None:
-    with open(tmp_path / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(BusyError, match="held by an unknown process"):
-            enter(durable.lock(tmp_path / "lock"))
-
-
-def test_orphaned_worker_does_not_hold_the_lock(tmp_path: Path) -> None:
-    workers, tell = os.pipe()
-
-    def work(pause: Callable[[], None]) -> None:
-        with durable.lock(tmp_path / "lock"):
-            start_child(lambda: [os.write(tell, os.getpid().to_bytes(8, "big")), signal.pause()])
-            pause()
-
-    with paused_child(work):
-        worker = int.from_bytes(os.read(workers, 8), "big")
-    os.close(workers)
-    os.close(tell)
-    try:
-        with durable.lock(tmp_path / "lock"):
-            os.kill(worker, 0)  # it lives still
-            assert json.loads((tmp_path / "lock").read_text())["pid"] == os.getpid()
-    finally:
-        os.kill(worker, signal.SIGKILL)
-
-
-def test_worker_that_leaves_the_block_keeps_the_parents_lock(tmp_path: Path) -> None:
-    with durable.lock(tmp_path / "lock"):
-
-        def work() -> None:
-            assert durable._held == set()
-            with pytest.raises(BusyError, match=f"process {os.getppid()} "):
-                enter(durable.lock(tmp_path / "lock"))
-
-        assert run_child(work) == 0
-        with pytest.raises(BusyError):
-            enter(durable.lock(tmp_path / "lock"))
 
 
 def test_examples() -> None:

@@ -18,7 +18,7 @@ PACKAGE = Path(__file__).parents[1] / "transenc"
 LAYERS = [
     layer.split()
     for layer in (
-        "errors config durable signals tables pairs corpus benchmarks retrieval_sets model_folders run",
+        "errors config durable locks signals tables pairs corpus benchmarks retrieval_sets model_folders run",
         "metrics resampling devices encoders templates workers",
         "averaging model_cards scoring alignment views losses regularisers targets objectives checkpoints training",
         "labeling criteria search mining evaluation retrieval_evaluation preflight",

@@ -22,6 +22,7 @@ from search_scenario import FACTS, CountColours, as_content, build, make_corpus,
 from transenc import durable
 from transenc.corpus import Document
 from transenc.errors import BusyError, InputError, Interrupted, StateError
+from transenc.locks import lock
 from transenc.search import chunks, generations
 from transenc.search.faiss_store import FaissStore, verify_index
 from transenc.search.store import Embedded
@@ -732,7 +733,7 @@ def test_busy(tmp_path: Path) -> None:
     store = FaissStore.open(path)
 
     def work(pause: Callable[[], None]) -> None:
-        with durable.lock(path / "lock"):
+        with lock(path / "lock"):
             pause()
 
     with paused_child(work) as pid:

@@ -22,6 +22,7 @@ from transenc.config import BootstrapSettings, to_dict
 from transenc.devices import resolve_device, resolve_precision
 from transenc.encoders import load_bi_encoder, model_digest
 from transenc.errors import BusyError, InputError, StateError
+from transenc.locks import lock
 from transenc.metrics import embedding_spread
 from transenc.model_cards import describe_origin, save_model
 from transenc.run import JOURNAL, RUN_FILE, Run, check_identity, compare_identity, library_versions, open_run
@@ -110,7 +111,7 @@ def bootstrap(
     if _is_complete(output, identity):
         logger.info("%s: complete, nothing to do", output)
         if (part / RUN_FILE).is_file():  # what a kill left, unless it is another's
-            with suppress(BusyError, StateError), durable.lock(part / "lock"):
+            with suppress(BusyError, StateError), lock(part / "lock"):
                 check_identity(part, identity)
                 _remove_scratch(part)
         return output
@@ -203,7 +204,8 @@ def _train_and_publish(
     model, context = load(device=device), replace(context, stop=stop)
     logger.info("%s of %d sentences: %d steps", settings.objective, len(texts), train_steps(len(texts), settings))
     before = _measure(model, texts)
-    log = bootstrap_encoder(model, texts, settings=settings, context=context)
+    with context.hold():
+        log = bootstrap_encoder(model, texts, settings=settings, context=context)
     spread = {"before": before, "after": _measure(model, texts)}
     made = context.work.with_name("encoder")
     shutil.rmtree(made, ignore_errors=True)

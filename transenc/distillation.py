@@ -364,7 +364,6 @@ class _Distillation:
             eval_steps=self.config.eval_steps,
             symmetric=self.symmetric,
             report_to=self.report_to,
-            line=0 if self.config.student is not None else i % len(self._devices),
         )
         return Student(i, start, out, context, describe, self.trust_remote_code)
 

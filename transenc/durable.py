@@ -5,29 +5,25 @@ directory only) and renamed; then its folder is synced. A process killed at any 
 or the new one, and perhaps a leftover named ``.tmp-*``, which no reader looks at.
 
 Errors: ``StateError`` for damage and a full disk, ``InputError`` for a path that cannot be written (missing
-folder, no permission, read-only), ``BusyError`` for a lock that somebody else holds.
+folder, no permission, read-only).
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
-import functools
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-import socket
 import stat
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from transenc.errors import BusyError, InputError, StateError, TransencError
+from transenc.errors import InputError, StateError, TransencError
 
 MANIFEST = "MANIFEST.json"
 TEMPORARY_PREFIX = ".tmp-"
@@ -70,7 +66,7 @@ def write_file(path: Location, data: bytes | str) -> None:
         'done'
     """
     content = data.encode("utf-8") if isinstance(data, str) else data
-    with _explain_errors(path):
+    with explain_errors(path):
         _replace_file(Path(os.path.realpath(path)), content)
 
 
@@ -134,7 +130,7 @@ def publish_directory(path: Location, *, facts: dict[str, Any] | None = None) ->
     _refuse_existing(target)
     temporary = target.with_name(_temporary_name())
     try:
-        with _explain_errors(target):
+        with explain_errors(target):
             on_step(f"publish:make {temporary}")
             temporary.mkdir()
         with explain_full_disk(target):
@@ -191,7 +187,7 @@ def verify_directory(path: Location) -> dict[str, Any]:
         transenc.errors.StateError: no-such-folder: not a directory; expected a published one
     """
     folder = Path(path)
-    with _explain_errors(folder, verb="read"):
+    with explain_errors(folder, verb="read"):
         if not folder.is_dir():
             raise StateError(f"{folder}: not a directory; expected a published one")
         found = {name for name in _scan(folder)[0] if name != MANIFEST}
@@ -264,7 +260,7 @@ def replace_symlink(link: Location, target_relative: Location) -> None:
     if os.path.lexists(link) and not link.is_symlink():
         raise StateError(f"cannot link {link}: it exists and is not a symlink; move it away")
     temporary = link.with_name(_temporary_name())
-    with _explain_errors(link):
+    with explain_errors(link):
         try:
             on_step(f"symlink:create {temporary}")
             temporary.symlink_to(target)
@@ -297,7 +293,7 @@ def append_record(path: Location, record: dict[str, Any]) -> None:
     """
     target = Path(path).absolute()
     line = _dump(record, path).encode() + b"\n"
-    with _explain_errors(path):
+    with explain_errors(path):
         on_step(f"append:open {target}")
         with open(target, "a+b", buffering=0) as file:
             file.seek(0)
@@ -350,53 +346,6 @@ def read_records(path: Location) -> list[dict[str, Any]]:
     return records
 
 
-@contextmanager
-def lock(path: Location, *, patience: float = 0.0) -> Iterator[None]:
-    """Hold the lock file `path` for the block; the system frees it when the process ends, however it ends.
-
-    The file stays behind and means nothing by itself. Forked children do not hold the lock.
-
-    Args:
-        path: made if it is not there.
-        patience: seconds to wait for a holder to end.
-
-    Raises:
-        BusyError: it is held already, perhaps by this process; names the holder's pid and host.
-        InputError: the file cannot be made.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with lock(f"{folder}/lock"):
-        ...         holder = read_json(f"{folder}/lock")
-        >>> holder["pid"] == os.getpid()
-        True
-    """
-    _release_in_children()
-    with _explain_errors(path):
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            end = time.monotonic() + patience
-            while not _try_lock(descriptor):
-                if time.monotonic() >= end:
-                    raise BusyError(_describe_holder(descriptor, path))
-                time.sleep(0.05)
-            holder = json.dumps({"pid": os.getpid(), "host": socket.gethostname()}).encode() + b"\n"
-            # padded over what a killed holder left, so that a reader never sees half of each
-            os.pwrite(descriptor, holder.ljust(os.fstat(descriptor).st_size), 0)
-            os.ftruncate(descriptor, len(holder))
-        except BaseException:
-            os.close(descriptor)
-            raise
-    _held.add(descriptor)
-    try:
-        yield
-    finally:
-        if descriptor in _held:
-            _held.remove(descriptor)
-            os.close(descriptor)
-
-
 def remove_temporaries(folder: Location) -> None:
     """Delete what killed writers left in `folder` (`.tmp-*`, its top level only); the caller holds the lock.
 
@@ -413,7 +362,7 @@ def remove_temporaries(folder: Location) -> None:
         []
     """
     for leftover in Path(folder).glob(f"{TEMPORARY_PREFIX}*"):
-        with _explain_errors(leftover, verb="delete"):
+        with explain_errors(leftover, verb="delete"):
             if leftover.is_dir() and not leftover.is_symlink():
                 shutil.rmtree(leftover)
             else:
@@ -434,7 +383,7 @@ def sha256_file(path: Location) -> str:
         >>> digest[:12]
         'ba7816bf8f01'
     """
-    with _explain_errors(path, verb="read"), open(path, "rb") as file:
+    with explain_errors(path, verb="read"), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -464,16 +413,24 @@ def explain_full_disk(path: Location) -> Iterator[None]:
         raise
 
 
-def _temporary_name() -> str:
-    return TEMPORARY_PREFIX + secrets.token_hex(8)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 @contextmanager
-def _explain_errors(path: Location, *, verb: str = "write") -> Iterator[None]:
+def explain_errors(path: Location, *, verb: str = "write") -> Iterator[None]:
+    """Turn the system's refusal into an error that names `path` and says what to do.
+
+    Args:
+        path: what is written or read.
+        verb: "write" or "read".
+
+    Raises:
+        StateError: the disk is full, or the system failed. InputError: no permission; for "write" also a folder that
+            is missing, or no folder.
+
+    Example:
+        >>> with explain_errors("runs/a", verb="read"):
+        ...     raise PermissionError(errno.EACCES, "Permission denied")
+        Traceback (most recent call last):
+        transenc.errors.InputError: cannot read runs/a: Permission denied; get permission or name another path
+    """
     try:
         yield
     except OSError as error:
@@ -486,6 +443,14 @@ def _explain_errors(path: Location, *, verb: str = "write") -> Iterator[None]:
         if verb == "write" and error.errno in _UNUSABLE:
             raise InputError(f"{what}: {reason}; name a path in an existing folder") from error
         raise StateError(f"{what}: {reason}") from error
+
+
+def _temporary_name() -> str:
+    return TEMPORARY_PREFIX + secrets.token_hex(8)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _replace_file(target: Path, content: bytes) -> None:
@@ -546,12 +511,12 @@ def _refuse(where: Location, problem: str) -> NoReturn:
 
 
 def _read_bytes(path: Location) -> bytes:
-    with _explain_errors(path, verb="read"):
+    with explain_errors(path, verb="read"):
         return Path(path).read_bytes()
 
 
 def _refuse_existing(target: Path) -> None:
-    with _explain_errors(target), suppress(FileNotFoundError):
+    with explain_errors(target), suppress(FileNotFoundError):
         target.lstat()  # also finds a name that is too long before any work
         raise StateError(f"cannot publish {target}: it exists already and is never overwritten; move it away")
 
@@ -559,7 +524,7 @@ def _refuse_existing(target: Path) -> None:
 def _seal(folder: Path, target: Path, facts: dict[str, Any] | None) -> None:
     names, folders = _scan(folder)
     files = {}
-    with _explain_errors(target):
+    with explain_errors(target):
         for name in names:
             if name == MANIFEST:  # left by an interrupted seal
                 continue
@@ -583,7 +548,7 @@ def _seal(folder: Path, target: Path, facts: dict[str, Any] | None) -> None:
 def _scan(folder: Path) -> tuple[list[str], list[Path]]:
     """Relative names of all files, sorted, and all folders, innermost first."""
     files, folders = [], []
-    with _explain_errors(folder, verb="read"):
+    with explain_errors(folder, verb="read"):
         for root, subfolders, others in os.walk(folder, onerror=_raise):
             folders.append(Path(root))
             for name in subfolders + others:
@@ -633,37 +598,3 @@ def _is_record(line: bytes) -> bool:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
         return False
-
-
-_held: set[int] = set()  # descriptors of the locks this process holds
-
-
-@functools.cache
-def _release_in_children() -> None:
-    """Close the locks in forked children: an orphaned worker would hold them after the run was killed."""
-    os.register_at_fork(after_in_child=_close_held)
-
-
-def _close_held() -> None:
-    while _held:
-        os.close(_held.pop())
-
-
-def _try_lock(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _describe_holder(descriptor: int, path: Location) -> str:
-    for _ in range(10):
-        try:
-            holder = json.loads(os.pread(descriptor, 4096, 0))
-            who = f"process {holder['pid']} on host {holder['host']}"
-            break
-        except (ValueError, KeyError, TypeError):
-            who = "an unknown process"
-            time.sleep(0.02)  # it has the lock but has not yet written who it is
-    return f"{path} is held by {who}; wait until it has ended, or stop it"

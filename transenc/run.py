@@ -13,6 +13,7 @@ from typing import Any
 
 from transenc import durable
 from transenc.errors import InputError, StateError
+from transenc.locks import lock
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def open_run(folder: str | Path, identity: Mapping[str, Any], *, fork: str | Pat
     folder = Path(folder)
     _refuse_foreign(folder)
     _make_folders(folder)
-    with durable.lock(folder / "lock"):
+    with lock(folder / "lock"):
         for place in (folder, folder / "stages", folder / "best"):
             durable.remove_temporaries(place)
         if (folder / RUN_FILE).exists():

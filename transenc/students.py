@@ -12,7 +12,6 @@ from typing import Any
 
 from transformers import set_seed
 
-from transenc import durable
 from transenc.bootstrapping import bootstrap_encoder
 from transenc.config import LIST_LOSSES, BiTrainingSettings, BootstrapSettings, CrossTrainingSettings
 from transenc.encoders import Encoder, load_bi_encoder, load_cross_encoder
@@ -20,8 +19,6 @@ from transenc.labeling import read_labels, thin_out
 from transenc.model_cards import save_model
 from transenc.signals import StopRequest
 from transenc.training import TrainingContext, train_bi_encoder, train_cross_encoder, write_log
-
-_PATIENCE = 30.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -103,9 +100,7 @@ class Student:
 
     @contextmanager
     def _prepare(self, stop: StopRequest) -> Iterator[TrainingContext]:
-        self.context.work.mkdir(parents=True, exist_ok=True)
-        # a training process of a run that was killed may be drawing its last breath there
-        with durable.lock(self.context.work / "lock", patience=_PATIENCE):
+        with self.context.hold():
             set_seed(self.context.seed)
             yield dataclasses.replace(self.context, stop=stop)
 

@@ -10,6 +10,7 @@ import dataclasses
 import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from sentence_transformers import (
 )
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.sampler import DefaultBatchSampler
-from tqdm.auto import tqdm
 from transformers import PrinterCallback, ProgressCallback, TrainerCallback, TrainerState, set_seed
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -44,6 +44,7 @@ from transenc.checkpoints import (
 from transenc.config import BiTrainingSettings, BootstrapSettings, CrossTrainingSettings, TrainingSettings
 from transenc.encoders import Encoder
 from transenc.errors import InputError, StateError
+from transenc.locks import lock
 from transenc.metrics import correlation
 from transenc.model_cards import save_model
 from transenc.objectives import build_objective
@@ -51,6 +52,7 @@ from transenc.scoring import cut_texts, score_pairs
 from transenc.signals import StopRequest
 from transenc.targets import Target, build_bi_target, build_cross_target
 
+_PATIENCE = 30.0  # seconds
 _PROBE = 64  # texts that are looked at for collapse, and tokens of each
 
 
@@ -67,7 +69,6 @@ class TrainingContext:
         symmetric: whether (a, b) and (b, a) mean the same.
         stop: asked after every step; a pending signal saves a checkpoint and ends the training.
         report_to: experiment trackers of HF Trainer, e.g. `("tensorboard",)`.
-        line: of the progress bar, counted down from the first, for trainings side by side.
     """
 
     work: Path
@@ -79,7 +80,23 @@ class TrainingContext:
     symmetric: bool = True
     stop: StopRequest = field(default_factory=StopRequest)
     report_to: Sequence[str] = ()
-    line: int = 0
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Make the scratch folder, and keep other trainings out of it for the block.
+
+        A process that trained there for a run which was killed gets half a minute to die.
+
+        Raises:
+            BusyError: it goes on.
+
+        Example:
+            >>> with TrainingContext(work, seed=1).hold():  # doctest: +SKIP
+            ...     train_bi_encoder(model, pairs, settings=settings, context=context)
+        """
+        self.work.mkdir(parents=True, exist_ok=True)
+        with lock(self.work / "lock", patience=_PATIENCE):
+            yield
 
 
 def train_bi_encoder(
@@ -332,7 +349,7 @@ def _train(
     durable.remove_temporaries(context.work)
     # in this order: a checkpoint that a signal asks for is looked at as well
     callbacks = [SealedCheckpoints(context.work, context.stop, loss), FiniteNumbers(context.work)]
-    callbacks.append(TrainingProgress(context.line))
+    callbacks.append(TrainingProgress())
     callbacks.append(_watch_collapse(model, rows if probe is None else probe, context))
     trainer = trainer_class(
         model=model,
@@ -393,15 +410,6 @@ class _DevSpearman(BaseEvaluator):
 
 class TrainingProgress(ProgressCallback):
     """The trainer's progress bar with the loss in it; the original writes every log line to stdout."""
-
-    def __init__(self, line: int = 0) -> None:
-        super().__init__()
-        self.line = line
-
-    def on_train_begin(self, args, state, control, **kwargs):  # type: ignore[no-untyped-def]
-        """Put the bar in its line."""
-        self.training_bar: Any = tqdm(total=state.max_steps, dynamic_ncols=True, position=self.line)
-        self.current_step = 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):  # type: ignore[no-untyped-def]
         """Show the loss in the bar."""

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from transenc import durable
 from transenc.errors import InputError, StateError, TransencError
+from transenc.locks import lock
 from transenc.tables import show
 
 CURRENT = "CURRENT"
@@ -135,7 +136,7 @@ def change_index(root: Path) -> Iterator[None]:
         BusyError: Another process is changing it.
         InputError: There is no such folder, or it cannot be written.
     """
-    with durable.lock(root / LOCK):
+    with lock(root / LOCK):
         durable.remove_temporaries(root)
         if (root / "work/chunks").is_dir():
             durable.remove_temporaries(root / "work/chunks")
