@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -20,7 +19,7 @@ import datasets
 import torch
 from transformers.utils.logging import disable_progress_bar, get_verbosity, is_progress_bar_enabled, set_verbosity
 
-from transenc.errors import Interrupted, StateError
+from transenc.errors import Interrupted, StateError, TransencError
 from transenc.signals import SIGNALS, StopRequest
 
 Job = Callable[..., None]
@@ -211,9 +210,7 @@ def _run(job: Job, device: str) -> None:
         job(device=device, stop=_stop)
     except Interrupted:
         pass  # the parent asked for it, and knows
-    except Exception as error:
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # it would not arrive
-            raise RuntimeError(f"{type(error).__name__}: {error}") from None
+    except (TransencError, OSError, MemoryError):
         raise
+    except Exception as error:  # one of a library's may not arrive
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
