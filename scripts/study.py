@@ -71,7 +71,7 @@ def main() -> int:
         action="append",
         default=[],
         metavar="RUN",
-        help="and of this finished run's, in --work",
+        help="with --average: and of this finished run's, in --work",
     )
     run.add_argument(
         "--fork",
@@ -84,6 +84,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.study == "run" and arguments.average and len({*(arguments.seed or [0]), *arguments.others}) < 2:
         parser.error("--average needs two or more different --seed, or --with")
+    if arguments.study == "run" and arguments.others and not arguments.average:
+        parser.error("--with names runs for --average, which is missing")
     try:
         if arguments.study == "screen":
             screen_labels(dict(arguments.start), dict(arguments.cross), arguments.data)

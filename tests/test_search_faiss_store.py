@@ -6,6 +6,7 @@ import doctest
 import gc
 import json
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -298,3 +299,43 @@ def test_forged_passages_are_found_by_verify(index: FaissStore, tmp_path: Path) 
     (tmp_path / "sealed").rename(folder)
     with pytest.raises(StateError, match=r"passages.npy: row 1: expected a passage inside a document"):
         verify_index(tmp_path / "idx")
+
+
+# ---- readers beside writers
+
+
+def test_a_reader_keeps_its_generation(index: FaissStore, tmp_path: Path) -> None:
+    with FaissStore.open(tmp_path / "idx") as other:
+        other.delete(["a"])
+        index.add([Document("f", "red")], CountColours())
+        assert find_ids(index, "red") == "f b c d e"
+        assert find_ids(other, "red") == "b c d e"
+
+
+def test_every_answer_comes_from_one_generation(index: FaissStore) -> None:
+    failures: list[BaseException] = []
+    done = threading.Event()
+
+    def work() -> None:
+        try:
+            while not done.is_set():
+                found = find_ids(index, "red", where=[parse_condition("year>=2019")])
+                assert found in {"a b c d", "b c d", "b c d f"}, found
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(5):
+            index.delete(["a"])
+            index.add([Document("f", "gold", metadata={"year": 2023})], CountColours())
+            index.delete(["f"])
+            index.add(CORPUS[:1], CountColours())
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join()
+    assert failures == []
+    assert index.generation == 21

@@ -177,6 +177,9 @@ def test_what_cannot_be_read_ends_with_its_exit_code(
     assert run_study(monkeypatch, "--data", tmp_path / "none", "screen", "--start", f"a={tiny_bi}") == 2
     assert "none" in capsys.readouterr().err
     with pytest.raises(SystemExit):
+        run_study(monkeypatch, "run", "--start", f"a={tiny_bi}", "--arm", "half", "--with", "a-transductive-half-seed2")
+    assert "--with names runs for --average, which is missing" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
         run_study(monkeypatch, "run", "--start", "nameless", "--arm", "half")
     assert "expected NAME=FOLDER, found 'nameless'" in capsys.readouterr().err
 
