@@ -22,6 +22,7 @@ from transenc.durable import write_file
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 RESULTS = DOCS / "results" / "choice.json"
 TOLERATED = 0.2  # points that a choice may lose
+SEEN = 16  # runs, the first of the results, that had been seen when the rule was made
 
 Run = Mapping[str, Any]
 
@@ -46,6 +47,7 @@ def render_blocks(result: Mapping[str, Any]) -> dict[str, str]:
         "candidates": describe_candidates(result["runs"]),
         "answer": describe_answer(result["runs"]),
         "rules": describe_rules(result["runs"]),
+        "later": describe_later(result["runs"]),
         "correlations": describe_correlations(result["runs"]),
         "choices": describe_choices(result["runs"]),
         "unseen": describe_unseen(result["runs"]),
@@ -129,6 +131,12 @@ def describe_rules(runs: Mapping[str, Run]) -> str:
     names = ["rule", "runs", "mean gain", "worst gain", "mean regret", "worst regret", f"lost more than {TOLERATED}",
              "gained"]  # fmt: skip
     return format_table(names, rows)
+
+
+def describe_later(runs: Mapping[str, Run]) -> str:
+    """What the rule, as it was made, and the others did in the runs that came after it."""
+    later = dict(list(runs.items())[SEEN:])
+    return f"{describe_answer(later)}\n\n{describe_rules(later)}" if later else "no run has been made since"
 
 
 def describe_answer(runs: Mapping[str, Run]) -> str:
