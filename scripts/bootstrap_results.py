@@ -22,6 +22,7 @@ DEV = "stsb dev"
 OVERLAP = "word overlap"
 UNTRAINED = ("untrained, mean", "untrained, cls")
 LONGER = "bootstrap longer"
+WHITENED = ", whitened"  # at the end of a cell's name
 POOLS = {"transductive": "sts_sickr", "inductive": "sts_sickr-inductive"}
 FORMS = ("bi", "cross")
 METHODS = ("simcse", "decomposed", "gradcache")
@@ -46,6 +47,7 @@ def render_blocks() -> dict[str, str]:
         "synthetic": "\n\n".join(map(describe_synthetic, synthetic)) or "not run",
         "batches": "\n\n".join(map(describe_batches, batches)) or "not run",
         "objectives": describe_objectives(ladders) if ladders else "not run",
+        "whitening": "\n\n".join(map(describe_whitening, ladders)) or "not run",
         "ladder": "\n\n".join(map(describe_ladder, ladders)) or "not run",
     }
 
@@ -97,6 +99,11 @@ def plan_longer(cells: Mapping[str, Any], settings: Mapping[str, Any], best: str
     wanted = math.ceil(settings["sentence_budget"] * distilled / bootstrapped)
     cost = "CPU seconds" if measured else "wall seconds on a machine shared with other studies"
     return {"wanted": wanted, "capped": wanted > settings["longer_cap"], "cost": cost, "cost_resumed": resumed}
+
+
+def list_whitened(settings: Mapping[str, Any]) -> list[str]:
+    """The cells whose encoders are whitened, too, and measured again."""
+    return [UNTRAINED[0], *list_trials(settings), LONGER, f"{next(iter(POOLS))}, cycle {settings['cycles']}, bi"]
 
 
 def list_rungs(settings: Mapping[str, Any]) -> list[str]:
@@ -272,6 +279,22 @@ def describe_objectives(results: Sequence[Mapping[str, Any]]) -> str:
             row += [show_average(cell), show_figures(cell, None)[-1], show_rate(found), show_seconds(found)]
         rows.append(row)
     return format_table(["objective", *(f"{result['name']}: {text}" for result in results for text in texts)], rows)
+
+
+def describe_whitening(result: Mapping[str, Any]) -> str:
+    """The encoders of one language model before and after whitening; nothing where it was not run."""
+    cells, settings = result["cells"], result["settings"]
+    chosen = choose_best(cells, list_trials(settings))
+    rows = []
+    for name in list_whitened(settings):
+        if white := cells.get(f"{name}{WHITENED}"):
+            rows.append([
+                name_rung(name, chosen), show_average(cells[name]), show_average(white),
+                show_interval(cells[f"{name}{WHITENED} minus {name}"]), *(show_figures(cell, None)[-1] for cell in (cells[name], white)),
+                show_seconds(white),
+            ])  # fmt: skip
+    names = ["encoder", "average", "whitened", "difference", DEV, f"whitened: {DEV}", "seconds"]
+    return f"**{result['name']}**\n\n{format_table(names, rows) if rows else 'not run'}"
 
 
 # ---- batch sizes, the seed article's experiment

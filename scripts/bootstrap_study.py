@@ -42,8 +42,11 @@ from bootstrap_results import (
     METHODS,
     OVERLAP,
     POOLS,
+    UNTRAINED,
+    WHITENED,
     choose_best,
     list_trials,
+    list_whitened,
     name_trial,
     plan_longer,
     write_page,
@@ -61,9 +64,11 @@ from transenc.errors import InputError, Interrupted, StateError, TransencError
 from transenc.evaluation import compare, evaluate_sts, score_tasks
 from transenc.locks import lock
 from transenc.metrics import correlation
+from transenc.model_cards import save_model
 from transenc.pairs import fold_sentence, read_pairs
 from transenc.scoring import score_pairs
 from transenc.training import train_steps
+from transenc.whitening import whiten_encoder
 
 
 def main() -> int:
@@ -180,6 +185,10 @@ def climb(study: Study, arguments: argparse.Namespace) -> None:
             train(study, LONGER, start, rest, settings, seed, arguments, about=plan)
             compare_scores(study, LONGER, best, data)
             compare_scores(study, f"{pool}, cycle {arguments.cycles}, bi", LONGER, data)
+    for name in list_whitened(study.head["settings"]):
+        if name in study.cells and "stopped" not in study.cells[name]:
+            whiten(study, name, first, arguments)
+            compare_scores(study, f"{name}{WHITENED}", name, data)
     for other in more:
         sample = shuffled_sentences(arguments, other)[0][: arguments.sentence_budget]
         settings = settings_of(arguments, objective, rate)
@@ -280,6 +289,34 @@ def distil(study: Study, pool: str, source: str, start: Path, arguments: argpars
             {"model": model_digest(model)},
             lambda folder, model=model: evaluate(load(model, arguments), folder, arguments.data),
         )
+
+
+def whiten(study: Study, name: str, sentences: Sequence[str], arguments: argparse.Namespace) -> None:
+    """Whiten the encoder of the cell `name` over the sentences of the trials, keep it, evaluate it."""
+    model, pooling = study.place(name) / "encoder", None
+    if name in UNTRAINED:
+        model, pooling = arguments.model, study.cells[name]["settings"]["pooling"]
+    elif name.startswith(tuple(POOLS)):
+        pool, cycle, form = name.split(", ")
+        run = study.place(f"{pool}, training") / "run"
+        kept = study.cells[f"{pool}, training"]["models"]
+        model = run / next(m["path"] for m in kept if f"cycle {m['cycle']}" == cycle and m["form"] == form)
+    facts = {
+        "model": model_digest(model),
+        "sentences": hashlib.sha256("\n".join(sentences).encode()).hexdigest(),
+    }
+
+    def compute(folder: Path) -> dict[str, Any]:
+        def run() -> None:
+            encoder = load_bi_encoder(model, pooling=pooling)
+            whiten_encoder(encoder, sentences)
+            save_model(encoder, folder / "encoder")
+
+        cost = measure(run, folder / "cost.json")
+        found = evaluate(load(folder / "encoder", arguments), folder, arguments.data)
+        return {"sentences": len(sentences), "steps": 0, **cost, **found}
+
+    study.cell(f"{name}{WHITENED}", facts, compute)
 
 
 # ---- batch sizes

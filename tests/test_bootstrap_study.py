@@ -45,7 +45,7 @@ def test_the_ladder_is_climbed_and_goes_on_where_it_was_stopped(
     monkeypatch: pytest.MonkeyPatch, tiny_plain: Path, sentences: Path, benchmarks: Path, tmp_path: Path
 ) -> None:
     import bootstrap_study
-    from bootstrap_results import FIGURES, describe_ladder, list_rungs
+    from bootstrap_results import FIGURES, describe_ladder, describe_whitening, list_rungs
 
     ladder = ["ladder", *common(tiny_plain, sentences, benchmarks, tmp_path), "--sentence-budget", 12, "--pairs", 8,
               "--objectives", "simcse", "decomposed", "--longer-cap", 20, "--queue", 4]  # fmt: skip
@@ -78,6 +78,10 @@ def test_the_ladder_is_climbed_and_goes_on_where_it_was_stopped(
     assert cells["transductive, training"]["steps"] == {"bi": 2, "cross": 1}
     gain = cells["transductive, cycle 1, bi"]["average"] - cells[best]["average"]
     assert cells[f"transductive, cycle 1, bi minus {best}"]["difference"] == pytest.approx(gain, abs=0.01)
+    white = [cells[f"{name}, whitened"] for name in ("untrained, mean", *trials, "bootstrap longer")]
+    assert all(cell["sentences"] == 12 and isinstance(cell["average"], float) for cell in white)
+    assert isinstance(cells[f"{best}, whitened minus {best}"]["difference"], float)
+    assert describe_whitening(result).count(" (95 %: ") == len(white) + 1  # and the distilled one
     assert str(tmp_path) not in json.dumps(result)
 
 
@@ -137,7 +141,7 @@ def test_the_page_says_what_the_json_says(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setattr(bootstrap_results, "DOCS", tmp_path)
     tmp_path.joinpath("results").mkdir()
-    names = ("synthetic", "batches", "objectives", "ladder")
+    names = ("synthetic", "batches", "objectives", "whitening", "ladder")
     page = "".join(f"<!-- begin {name} -->\n<!-- end {name} -->\n" for name in names)
     tmp_path.joinpath("bootstrap.md").write_text(page, encoding="utf-8")
     bootstrap_results.write_page()
@@ -166,6 +170,9 @@ def test_the_page_says_what_the_json_says(monkeypatch: pytest.MonkeyPatch, tmp_p
             "transductive, cycle 1, bi": cell(65.0),
             "transductive, cycle 1, bi minus mirror, rate 3e-05": {
                 "difference": 3.5, "low": 3.0, "high": 4.0, "machine": machine},
+            "bootstrap longer, whitened": cell(66.0, **{**cost, "steps": 0, "seconds": 55.2}),
+            "bootstrap longer, whitened minus bootstrap longer": {
+                "difference": 4.0, "low": 3.1, "high": 4.9, "machine": machine},
         },
     }  # fmt: skip
     tmp_path.joinpath("results", "ladder-wordpiece.json").write_text(json.dumps(result), encoding="utf-8")
@@ -181,6 +188,7 @@ def test_the_page_says_what_the_json_says(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert "cycle 1: bi-encoder minus mirror, rate 3e-05: +3.50 (95 %: +3.00 to +4.00)" in page
     assert "| tsdae | stopped |  |  |  |" in page  # whichever rate: none of them was chosen
     assert "Learning rates 0.0001, 3e-05, of which" in page and "Distilled on 20,000 pairs, a random sample," in page
+    assert "| bootstrap longer | 62.00 | 66.00 | +4.00 (95 %: +3.10 to +4.90) | 62.00 | 66.00 | 55 |" in page
     # cells of a study without CPU seconds: 1,200.4 / 300 of 16,000 sentences, by the clock on the wall
     longer = (
         "*bootstrap longer*: 64,022 sentences cost as much as the transductive distillation, by wall seconds on a "

@@ -20,7 +20,8 @@ LAYERS = [
     for layer in (
         "errors config durable locks signals tables pairs corpus benchmarks retrieval_sets model_folders run",
         "metrics resampling devices encoders templates workers",
-        "averaging model_cards scoring alignment views losses regularisers targets objectives checkpoints training",
+        "averaging model_cards scoring whitening alignment views losses regularisers targets objectives checkpoints "
+        "training",
         "labeling criteria search mining evaluation retrieval_evaluation preflight",
         "bootstrapping outcome identity planning teachers students distillation",
         "report export cli __main__",

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from transenc.scoring import encode_texts, score_pairs
     from transenc.search.engine import SemanticSearch
     from transenc.search.reranking import Hit, rerank
+    from transenc.whitening import whiten_encoder
 
     __version__: str
 
@@ -69,6 +70,7 @@ __all__ = [
     "read_sentences",
     "rerank",
     "score_pairs",
+    "whiten_encoder",
 ]
 
 _HOMES = {
@@ -88,6 +90,7 @@ _HOMES = {
     "scoring": ("encode_texts", "score_pairs"),
     "search.engine": ("SemanticSearch",),
     "search.reranking": ("Hit", "rerank"),
+    "whitening": ("whiten_encoder",),
 }
 
 

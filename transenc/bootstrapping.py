@@ -30,6 +30,7 @@ from transenc.scoring import encode_texts
 from transenc.signals import StopRequest, stop_on_signals
 from transenc.templates import install_template
 from transenc.training import TrainingContext, check_sentences, train_contrastive, train_steps, write_log
+from transenc.whitening import whiten_encoder
 from transenc.workers import refuse_repeated_script, run_on_devices
 
 logger = logging.getLogger(__name__)
@@ -141,7 +142,7 @@ def bootstrap(
 def bootstrap_encoder(
     model: SentenceTransformer, sentences: Sequence[str], *, settings: BootstrapSettings, context: TrainingContext
 ) -> list[dict[str, Any]]:
-    """Train a model from `load_bi_encoder` on raw sentences, in place, after giving it the template of the settings.
+    """Train a model from `load_bi_encoder` on raw sentences, in place; settings may give it a template, and whiten it.
 
     Args:
         model: float32 weights.
@@ -170,7 +171,10 @@ def bootstrap_encoder(
                 "set it higher"
             )
     context.work.mkdir(parents=True, exist_ok=True)
-    return train_contrastive(model, texts, settings=settings, context=context)
+    log = train_contrastive(model, texts, settings=settings, context=context)
+    if settings.whiten:
+        whiten_encoder(model, texts)
+    return log
 
 
 def read_figures(folder: str | Path) -> dict[str, Any]:

@@ -155,6 +155,7 @@ class BootstrapSettings(TrainingSettings):
         "(memory); none: 1024 for one epoch, else 0",
     )
     sample: bool = setting(False, "decomposed: draw the auxiliary variable from its Gamma, not its mean")
+    whiten: bool = setting(False, "at the end whiten the embeddings over the sentences (see `whitening`)")
     template: str | None = setting(None, "text around the sentence {}, ending in the mask token, which is then pooled")
 
     def __post_init__(self) -> None:

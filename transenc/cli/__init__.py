@@ -20,6 +20,7 @@ from transenc.cli.options import add_verb, to_json
 from transenc.cli.report import add_report
 from transenc.cli.search import add_index, add_search, verify_index
 from transenc.cli.serve import add_serve
+from transenc.cli.whiten import add_whiten
 from transenc.errors import InputError, Interrupted, TransencError
 
 
@@ -82,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"transenc {version('transenc')}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add_bootstrap(verbs)
+    add_whiten(verbs)
     add_distill(verbs)
     add_mine(verbs)
     add_label(verbs)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from transenc.cli.options import add_model_options, add_settings, add_verb, changed_settings, quiet_libraries, to_json
+from transenc.cli.options import (
+    add_model_options,
+    add_sentences,
+    add_settings,
+    add_verb,
+    changed_settings,
+    quiet_libraries,
+    to_json,
+)
 from transenc.config import BootstrapSettings, DistillConfig, merge_config, read_config
 
 
@@ -16,19 +24,10 @@ def add_bootstrap(verbs: Any) -> None:
     verb.add_argument(
         "--model", required=True, metavar="LM", help="language model, or bi-encoder to train on: folder or Hub id"
     )
-    verb.add_argument(
-        "--sentences",
-        action="append",
-        required=True,
-        metavar="F",
-        help="sentences, one a line (also .gz; .tsv, .csv, .jsonl, .parquet: column sentence or text), or a Hub data "
-        "set; repeatable",
-    )
+    add_sentences(verb, sample="begin with", seed=default.seed, seed_meaning="of everything drawn at random")
     verb.add_argument(
         "--output", required=True, help="folder of the encoder; the same command again resumes from OUTPUT.part"
     )
-    verb.add_argument("--max-sentences", type=int, metavar="N", help="begin with N sentences, sampled by the seed")
-    verb.add_argument("--seed", type=int, default=default.seed, help=f"of everything drawn at random ({default.seed})")
     verb.add_argument(
         "--save-steps", type=int, default=default.save_steps, help=f"steps between checkpoints ({default.save_steps})"
     )

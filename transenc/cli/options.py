@@ -60,6 +60,20 @@ def add_model_options(
         verb.add_argument("--precision", choices=PRECISIONS, default=precision, help=f"default: {precision}, {meaning}")
 
 
+def add_sentences(verb: argparse.ArgumentParser, *, sample: str, seed: int = 2021, seed_meaning: str) -> None:
+    """Add the flags of a command that reads raw sentences and nothing else."""
+    verb.add_argument(
+        "--sentences",
+        action="append",
+        required=True,
+        metavar="F",
+        help="sentences, one a line (also .gz; .tsv, .csv, .jsonl, .parquet: column sentence or text), or a Hub data "
+        "set; repeatable",
+    )
+    verb.add_argument("--max-sentences", type=int, metavar="N", help=f"{sample} N sentences, sampled by the seed")
+    verb.add_argument("--seed", type=int, default=seed, help=f"{seed_meaning} ({seed})")
+
+
 def add_settings(group: Any, default: Any, prefix: str = "") -> None:
     """Add a flag for every setting of a settings class, nested ones with the name of their section before theirs."""
     for field in dataclasses.fields(default):
