@@ -288,10 +288,10 @@ def describe_whitening(result: Mapping[str, Any]) -> str:
     rows = []
     for name in list_whitened(settings):
         if white := cells.get(f"{name}{WHITENED}"):
+            dev = [show_figures(cell, None)[-1] for cell in (cells[name], white)]
             rows.append([
                 name_rung(name, chosen), show_average(cells[name]), show_average(white),
-                show_interval(cells[f"{name}{WHITENED} minus {name}"]), *(show_figures(cell, None)[-1] for cell in (cells[name], white)),
-                show_seconds(white),
+                show_interval(cells[f"{name}{WHITENED} minus {name}"]), *dev, show_seconds(white),
             ])  # fmt: skip
     names = ["encoder", "average", "whitened", "difference", DEV, f"whitened: {DEV}", "seconds"]
     return f"**{result['name']}**\n\n{format_table(names, rows) if rows else 'not run'}"
