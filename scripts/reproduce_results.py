@@ -30,8 +30,8 @@ from search_results import describe_search
 
 from transenc.benchmarks import STS_TASKS, load_benchmark
 from transenc.devices import resolve_precision
-from transenc.durable import read_json, read_records, sha256_file, write_file, write_json
-from transenc.encoders import load_encoder
+from transenc.durable import read_json, read_records, write_file, write_json
+from transenc.encoders import load_encoder, model_digest
 from transenc.evaluation import compare, evaluate_sts, score_tasks
 from transenc.labeling import read_labels
 
@@ -124,7 +124,7 @@ def stage_seconds(run: Path, described: dict[str, Any]) -> dict[str, float]:
 
 def score_once(run: Path, path: str, data: str | None, tasks: Sequence[str] = STS_TASKS) -> dict[str, np.ndarray]:
     """The scores of the tasks' test pairs by one model; the same weights are run once, whatever run they are in."""
-    name = sha256_file(run / path / "model.safetensors")
+    name = model_digest(run / path)  # not of the transformer's weights alone: a layer may stand behind it
     if tasks != STS_TASKS:
         name = "-".join([name, *tasks])
     target = run.parent / "scores" / f"{name}.json"

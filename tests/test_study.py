@@ -17,6 +17,7 @@ from transenc.encoders import load_bi_encoder
 from transenc.evaluation import evaluate_pairs
 from transenc.metrics import correlation
 from transenc.scoring import score_pairs
+from transenc.whitening import whiten_encoder
 
 ROOT = Path(__file__).parents[1]
 EXTRA = "--bi-batch-size 8 --cross-batch-size 8 --select last"
@@ -190,3 +191,21 @@ def test_the_page_is_made_of_the_results() -> None:
 
     page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
     assert fill(page, render_blocks(), name="docs/study.md") == page
+
+
+def test_a_model_with_a_layer_behind_the_same_transformer_is_scored_anew(
+    tiny_bi: Path, benchmarks: Path, tmp_path: Path
+) -> None:
+    from reproduce_results import score_once
+
+    sentences = [text for pair in make_pairs(100) for text in pair]
+    for name, dimensions in (("plain", None), ("all", 32), ("few", 3)):
+        model = load_bi_encoder(tiny_bi)
+        if dimensions:
+            whiten_encoder(model, sentences, dimensions=dimensions)
+        model.save_pretrained(str(tmp_path / "run" / name), create_model_card=False)
+    weights = {(tmp_path / "run" / name / "model.safetensors").read_bytes() for name in ("plain", "all", "few")}
+    found = [score_once(tmp_path / "run", name, str(benchmarks), ["stsb"]) for name in ("plain", "all", "few", "plain")]
+    assert len(weights) == 1
+    assert len({scores["stsb"].tobytes() for scores in found}) == 3 and (found[0]["stsb"] == found[3]["stsb"]).all()
+    assert len(list((tmp_path / "scores").iterdir())) == 3
