@@ -34,7 +34,7 @@ def whiten_encoder(
     dimensions: int | None = None,
     batch_tokens: int | None = None,
     progress: bool = False,
-) -> None:
+) -> int:
     """Whiten a bi-encoder in place: its embeddings are normalised, then a `Dense` layer centres, turns and scales them.
 
     Over the given sentences the new embeddings have the mean 0 and, but for shrinkage, the identity as covariance.
@@ -49,6 +49,9 @@ def whiten_encoder(
         batch_tokens: As for `encode_texts`.
         progress: Show a progress bar on stderr.
 
+    Returns:
+        How many sentences were used.
+
     Raises:
         TypeError: Not a bi-encoder, or not a sequence of texts.
         InputError: Fewer than 2 different sentences, too many dimensions, or a model that cuts its embeddings.
@@ -58,6 +61,7 @@ def whiten_encoder(
         >>> from transenc import load_bi_encoder, whiten_encoder  # doctest: +SKIP
         >>> model = load_bi_encoder("my/encoder")  # doctest: +SKIP
         >>> whiten_encoder(model, read_sentences("corpus.txt"))  # doctest: +SKIP
+        16000
     """
     if isinstance(sentences, str | bytes):
         raise TypeError("sentences: expected a sequence of texts, found one text; read a file with read_sentences")
@@ -83,6 +87,7 @@ def whiten_encoder(
     )
     model.append(layer.to(device=model.device, dtype=model.dtype))
     model.eval()
+    return len(texts)
 
 
 def fit_whitening(vectors: np.ndarray, dimensions: int | None = None) -> tuple[np.ndarray, np.ndarray]:

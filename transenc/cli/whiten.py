@@ -33,10 +33,10 @@ def _whiten(arguments: argparse.Namespace) -> str:
         name, pooling=arguments.pooling, device=arguments.device, trust_remote_code=arguments.trust_remote_code
     )
     with stop_on_signals(), publish_directory(arguments.output) as folder:
-        whiten_encoder(
+        used = whiten_encoder(
             model, sentences, dimensions=arguments.dimensions, batch_tokens=arguments.batch_tokens, progress=True
         )
-        about = {"sentences": len(sentences), "dimensions": model.get_embedding_dimension() or 0}
+        about = {"sentences": used, "dimensions": model.get_embedding_dimension() or 0}
         save_model(model, folder, card=describe_whitening(name, **about))
     if arguments.json:
         return to_json({"output": arguments.output, "model": name, **about})
