@@ -31,10 +31,15 @@ ARMS: Mapping[str, tuple[str, ...]] = {
     "bi-only": ("--keep-label", "1", "--simplified", "3"),
     "simplified": ("--keep-label", "0.67", "--simplified", "3"),
     "default": (),
+    "no-dropout": ("--bi-dropout", "0"),
     "two-cycles": ("--cycles", "2"),
+    "no-dropout-two-cycles": ("--bi-dropout", "0", "--cycles", "2"),
     "alignment": ("--alignment", "4"),
     "overlap": ("--overlap", "4"),
     "overlap-two-cycles": ("--overlap", "4", "--cycles", "2"),
+    "overlap-no-dropout": ("--overlap", "4", "--bi-dropout", "0"),
+    "overlap-whiten": ("--overlap", "4", "--bi-dropout", "0", "--whiten"),
+    "overlap-whiten-two-cycles": ("--overlap", "4", "--bi-dropout", "0", "--whiten", "--cycles", "2"),
     "lexical": ("--simplified", "0", "--alignment", "1", "--overlap", "1"),
 }
 """Flags of `distill`, by the name of the recipe."""

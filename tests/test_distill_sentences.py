@@ -77,6 +77,16 @@ def test_bootstrap_has_changed_the_start_and_the_students_begin_with_it(finished
     assert not np.allclose(start.encode(SENTENCES[:2]), bootstrapped.encode(SENTENCES[:2]), atol=1e-4)
 
 
+@pytest.mark.parametrize("trained", [False, True], ids=["a plain model", "an encoder"])
+def test_the_first_teachers_are_whitened(trained: bool, tiny_plain: Path, tiny_bi: Path, tmp_path: Path) -> None:
+    run(tiny_bi if trained else tiny_plain, tmp_path / "run", config=dataclasses.replace(FROM_SENTENCES, whiten=True))
+    stages = tmp_path / "run/stages"
+    first = START if trained else BOOTSTRAP
+    vectors = encode_texts(load_bi_encoder(stages / first / "model-0", device="cpu"), SENTENCES)
+    assert np.abs(vectors.mean(axis=0)).max() < 0.01
+    assert (stages / BOOTSTRAP).exists() is not trained
+
+
 def test_an_encoder_is_not_bootstrapped_again(tiny_bi: Path, tmp_path: Path) -> None:
     ended = in_child(lambda: str(run(tiny_bi, tmp_path / "run").run))
     assert ended.status == 0, ended.error

@@ -29,8 +29,9 @@ from transenc.errors import InputError, StateError
 from transenc.metrics import correlation
 from transenc.outcome import choose_best, wants_cycle
 from transenc.run import open_run, verify_run
-from transenc.scoring import score_pairs
+from transenc.scoring import encode_texts, score_pairs
 from transenc.training import TrainingContext, train_bi_encoder, train_cross_encoder, write_log
+from transenc.whitening import remove_whitening, whiten_encoder
 
 PAIRS = make_dataset(16)
 PLAIN = dataclasses.replace(CONFIG, eval_steps=0)  # without a choice of checkpoints
@@ -142,6 +143,39 @@ def test_every_student_learns_from_the_common_labels(i: int, mutual: Path, tmp_p
     train_bi_encoder(bi, labels, settings=PLAIN.bi, context=TrainingContext(tmp_path / "bi", seed))
     bi.save_pretrained(str(tmp_path / "bi-model"))
     assert equal_weights(tmp_path / "bi-model", mutual / f"c02-40-bi-train/model-{i}")
+
+
+def is_white(model: Path) -> bool:
+    vectors = encode_texts(load_bi_encoder(model, device="cpu"), list({*PAIRS["sentence1"], *PAIRS["sentence2"]}))
+    return bool(np.abs(vectors.mean(axis=0)).max() < 0.01)
+
+
+def test_whitened_students_are_trained_below_the_layer(tiny_bi: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(PLAIN, whiten=True, cycles=2, continue_bi=True, select="last")
+    run(tmp_path / "run", tiny_bi, config=config)
+    stages = tmp_path / "run/stages"
+    assert not is_white(tiny_bi)
+    assert all(is_white(stages / stage / "model-0") for stage in (STAGES[0], "c01-40-bi-train", "c02-40-bi-train"))
+    labels = Dataset.from_parquet(str(stages / "c02-30-cross-label/labels.parquet"), keep_in_memory=True)
+    seed = seed_of(PLAIN.seed, 2, "bi", 0)
+    set_seed(seed)
+    bi = load_bi_encoder(stages / "c01-40-bi-train/model-0", device="cpu")
+    assert remove_whitening(bi)
+    train_bi_encoder(bi, labels, settings=PLAIN.bi, context=TrainingContext(tmp_path / "bi", seed))
+    whiten_encoder(bi, [*PAIRS["sentence1"], *PAIRS["sentence2"]])
+    bi.save_pretrained(str(tmp_path / "bi-model"))
+    assert equal_weights(tmp_path / "bi-model", stages / "c02-40-bi-train/model-0")
+    count = len({*PAIRS["sentence1"], *PAIRS["sentence2"]})
+    card = (stages / "c02-40-bi-train/model-0/README.md").read_text(encoding="utf-8")
+    assert f"| whitened over sentences | {count} |" in card
+
+
+def test_with_a_dev_set_the_last_weights_are_whitened_too(scenario: Scenario, tmp_path: Path) -> None:
+    result = scenario.change(whiten=True).run(tmp_path / "run")
+    stage = tmp_path / "run/stages/c01-40-bi-train"
+    assert is_white(stage / "model-0")
+    assert is_white(stage / "last-0")
+    assert all(model["score"] is not None for model in result.history[1]["bi"])
 
 
 def test_the_manifests_say_what_was_made_from_what(mutual: Path) -> None:

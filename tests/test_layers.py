@@ -19,7 +19,7 @@ LAYERS = [
     layer.split()
     for layer in (
         "errors config durable locks signals tables pairs corpus benchmarks retrieval_sets model_folders run",
-        "metrics resampling devices encoders templates workers",
+        "metrics resampling devices dropout encoders templates workers",
         "averaging model_cards scoring whitening alignment views losses regularisers targets objectives checkpoints "
         "training",
         "labeling criteria search mining evaluation retrieval_evaluation preflight",

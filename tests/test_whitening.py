@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
 from tiny import make_pairs
 
+from transenc.averaging import average_weights
 from transenc.bootstrapping import bootstrap
 from transenc.cli import main
 from transenc.config import BiTrainingSettings, BootstrapSettings
@@ -21,7 +23,7 @@ from transenc.pairs import read_pairs
 from transenc.run import verify_published
 from transenc.scoring import encode_texts, score_pairs
 from transenc.training import TrainingContext, train_bi_encoder
-from transenc.whitening import fit_whitening, whiten_encoder
+from transenc.whitening import fit_whitening, remove_whitening, whiten_encoder
 
 SENTENCES = [text for pair in make_pairs(300) for text in pair]
 
@@ -45,7 +47,24 @@ def test_the_directions_that_vary_most_come_first() -> None:
     _, matrix = fit_whitening(vectors, 2)
     assert matrix.shape == (4, 2)
     assert np.abs(matrix).argmax(axis=0).tolist() == [2, 0]
-    assert matrix == pytest.approx(fit_whitening(vectors)[1][:, :2])
+    assert matrix == pytest.approx(fit_whitening(vectors, 4)[1][:, :2])
+
+
+def test_with_all_dimensions_the_matrix_is_symmetric_and_does_not_jump() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(2000, 8)) + 2
+    mean, matrix = fit_whitening(vectors)
+    assert matrix == pytest.approx(matrix.T)
+    assert np.linalg.eigvalsh(matrix).min() > 0
+    # a little change of the vectors is a little change of the matrix: two of them can be averaged
+    near = fit_whitening(vectors + 0.01 * rng.normal(size=vectors.shape))[1]
+    assert np.abs(near - matrix).max() < 0.02 * np.abs(matrix).max()
+    # the cosines are those along the principal axes
+    directions = vectors / np.linalg.norm(vectors, axis=1, keepdims=True) - mean
+    axes = fit_whitening(vectors, 8)[1]
+    assert (directions @ matrix) @ (directions @ matrix)[0] == pytest.approx(
+        (directions @ axes) @ (directions @ axes)[0]
+    )
 
 
 def test_fewer_vectors_than_dimensions_are_enough() -> None:
@@ -103,6 +122,40 @@ def test_fewer_dimensions(tiny_bi: Path) -> None:
     whiten_encoder(model, SENTENCES, dimensions=7)
     assert encode_texts(model, ["a cat"]).shape == (1, 7)
     assert model.get_embedding_dimension() == 7
+
+
+def test_the_layer_is_taken_off_and_replaced(tiny_bi: Path) -> None:
+    model = load_bi_encoder(tiny_bi, device="cpu")
+    before = [type(module).__name__ for module in model]
+    assert not remove_whitening(model)
+    expected = score_pairs(model, make_pairs(9))
+    whiten_encoder(model, SENTENCES[:40])
+    whiten_encoder(model, SENTENCES, dimensions=5)
+    whiten_encoder(model, SENTENCES)
+    once = load_bi_encoder(tiny_bi, device="cpu")
+    whiten_encoder(once, SENTENCES)
+    assert encode_texts(model, SENTENCES[:9]) == pytest.approx(encode_texts(once, SENTENCES[:9]), abs=1e-5)
+    assert remove_whitening(model)
+    assert [type(module).__name__ for module in model][: len(before)] == before
+    assert score_pairs(model, make_pairs(9)) == pytest.approx(expected, abs=1e-6)
+    assert not remove_whitening(model)
+
+
+def test_a_dense_layer_of_another_kind_stays(tiny_bi: Path) -> None:
+    model = load_bi_encoder(tiny_bi, device="cpu")
+    model.append(Dense(32, 16))  # with its tanh
+    assert not remove_whitening(model)
+    assert encode_texts(model, ["a cat"]).shape == (1, 16)
+
+
+def test_whitened_models_of_one_start_can_be_averaged(tiny_bi: Path) -> None:
+    models = []
+    for texts in (SENTENCES[:400], SENTENCES[200:]):
+        models.append(load_bi_encoder(tiny_bi, device="cpu"))
+        whiten_encoder(models[-1], texts)
+    pairs = make_pairs(50, seed=3)
+    both = np.mean([score_pairs(model, pairs) for model in models], axis=0)
+    assert score_pairs(average_weights(models), pairs) == pytest.approx(both, abs=0.05)
 
 
 def test_a_whitened_model_can_be_trained(tiny_bi: Path, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ CROSS_LOSSES = ("bce", "mse", "marginmse", "listnet", "ranknet", "lambda")
 LIST_LOSSES = ("kldiv", "marginmse", "listnet", "ranknet", "lambda")  # of either form: they compare one query's scores
 SCALES = ("raw", "quantile")
 OBJECTIVES = ("simcse", "mirror", "decomposed", "tsdae", "tension")
+DROPOUT_OBJECTIVES = ("simcse", "decomposed")  # the two views of a sentence differ by dropout alone
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 CRITERIA = ("cautious", "alignment", "agreement", "views", "uniformity", "rank", "previous", "cross")
 
@@ -83,6 +84,7 @@ class TrainingSettings:
     max_length: int = setting(64, "tokens kept: of a sentence (bi-encoder), of a pair (cross-encoder)")
     warmup: float = setting(0.0, "share of the steps with a rising learning rate, 0 to 1")
     weight_decay: float = setting(0.01, "AdamW weight decay")
+    dropout: float | None = setting(None, "probability of every dropout in training, 0: off; none: the model's own")
     group_by_length: bool = setting(False, "batches of similar length: less padding, faster")
 
     def __post_init__(self) -> None:
@@ -93,6 +95,7 @@ class TrainingSettings:
         _expect(self.max_length >= 3, "max_length", "3 or more", self.max_length)
         _expect(0 <= self.warmup < 1, "warmup", "at least 0 and below 1", self.warmup)
         _expect(self.weight_decay >= 0, "weight_decay", "0 or more", self.weight_decay)
+        _expect(self.dropout is None or 0 <= self.dropout < 1, "dropout", "at least 0 and below 1", self.dropout)
         _check_choices(self)
 
 
@@ -169,6 +172,8 @@ class BootstrapSettings(TrainingSettings):
                 self.mini_batch)  # fmt: skip
         _expect(self.batch_size >= 2, "batch_size", "2 or more (a batch's other sentences are the negatives)",
                 self.batch_size)  # fmt: skip
+        alike = self.dropout == 0 and self.objective in DROPOUT_OBJECTIVES
+        _expect(not alike, "dropout", f"above 0 with objective {self.objective} (the views differ by it)", self.dropout)
         _expect(self.mask_span >= 0, "mask_span", "0 or more", self.mask_span)
         _expect(self.queue is None or self.queue >= 0, "queue", "0 or more", self.queue)
         _expect(0 <= self.memory < 1, "memory", "at least 0 and below 1", self.memory)
@@ -256,6 +261,9 @@ class DistillConfig:
     )
     student: int | None = setting(None, "train the bi-encoder of this backbone alone (0: the first); none: of each")
     scale: str = setting("quantile", "bring the teachers to one scale before averaging", SCALES)
+    whiten: bool = setting(
+        False, "every bi-encoder gets a whitening layer over the sentences of the run, a student after its training"
+    )
     continue_bi: bool = setting(False, "a cycle's bi-encoder starts from the last cycle's, not from the start")
     continue_cross: bool = setting(False, "a cycle's cross-encoder starts from the last cycle's, not from its start")
     select: str = setting(

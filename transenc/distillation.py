@@ -6,7 +6,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from transenc.signals import StopRequest, stop_on_signals
 from transenc.students import Student
 from transenc.teachers import Teachers
 from transenc.training import TrainingContext
+from transenc.whitening import whiten_encoder
 from transenc.workers import refuse_repeated_script, run_on_devices
 
 __all__ = ["DistillResult", "describe_plan", "distill"]
@@ -151,6 +152,13 @@ class _Distillation:
             return self.given_pairs
         return read_rows(self.run.stage_path(MINE) / "pairs.parquet")
 
+    @property
+    def _texts(self) -> list[str]:
+        """What the starts are whitened over."""
+        if self.sentences is not None:
+            return list(self.sentences)
+        return [*self.pairs["sentence1"], *self.pairs["sentence2"]]
+
     @cached_property
     def _first(self) -> str:
         """The stage with the bi-encoders that label first, and with which every cycle's student starts."""
@@ -198,7 +206,10 @@ class _Distillation:
     def _save_starts(self, out: Path, work: Path) -> None:
         options: dict[str, Any] = {"device": "cpu", "trust_remote_code": self.trust_remote_code}
         for i, backbone in enumerate(self.backbones):
-            save_model(load_bi_encoder(backbone.bi, pooling=backbone.pooling, **options), out / f"model-{i}")
+            model = load_bi_encoder(backbone.bi, pooling=backbone.pooling, **options)
+            if self.config.whiten and not needs_bootstrap([backbone], self.sentences):
+                whiten_encoder(model.to(self._devices[i % len(self._devices)]), self._texts, progress=True)
+            save_model(model, out / f"model-{i}")
             if backbone.cross is not None:
                 _seed(self.config.seed, "start", i)
                 has_head = detect_kind(backbone.cross) == "cross"
@@ -206,6 +217,7 @@ class _Distillation:
 
     def _bootstrap(self, out: Path, work: Path) -> None:
         assert self.sentences is not None
+        settings = replace(self.config.bootstrap, whiten=self.config.whiten or self.config.bootstrap.whiten)
         jobs = {}
         for i, backbone in enumerate(self.backbones):
             start = self.run.stage_path(START) / f"model-{i}"
@@ -214,7 +226,7 @@ class _Distillation:
                 shutil.copytree(start, out / f"model-{i}")
                 continue
             student = self._student(i, start, out, work, 0, "bootstrap")
-            jobs[i] = partial(student.bootstrap, self.sentences, settings=self.config.bootstrap)
+            jobs[i] = partial(student.bootstrap, self.sentences, settings=settings)
         run_on_devices(jobs, self._devices, stop=self.stop)
 
     def _mine(self, out: Path, work: Path) -> None:
@@ -267,6 +279,7 @@ class _Distillation:
             jobs[i] = partial(
                 self._student(i, self.run.stage_path(start) / f"model-{i}", out, work, cycle, "bi").learn_bi,
                 self.run.stage_path(labels), settings=self.config.bi, down_weight=self.config.down_weight, peer=peer,
+                whiten=self.config.whiten,
             )  # fmt: skip
         run_on_devices(jobs, self._devices, stop=self.stop)
 

@@ -22,6 +22,7 @@ from transenc.preflight import Inspection, inspect_pairs, inspect_sentences, pai
 from transenc.scoring import score_pairs
 from transenc.targets import group_rows
 from transenc.training import train_steps
+from transenc.whitening import whiten_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -173,7 +174,8 @@ def preview_run(
     def dev_passes(steps: int) -> int:  # the evaluations during a training
         return on_dev * math.ceil(steps / config.eval_steps) if config.eval_steps else 0
 
-    add(START, 0)
+    whitened = n if config.whiten else 0  # encoding its two texts is what scoring a pair takes
+    add(START, whitened)
     if sentences is not None:
         if plain := sum(needs_bootstrap([backbone], sentences) for backbone in backbones):
             share, steps = plain / len(backbones), train_steps(len(sentences), config.bootstrap)
@@ -187,7 +189,7 @@ def preview_run(
         add(stage_name(cycle, "20-cross-train"), orders * dev_passes(cross_steps), trained, factor, cross_steps)
         add(stage_name(cycle, "30-cross-label"), orders * n)
         trained, factor = n * config.bi.epochs, _training_pass(config.bi)
-        add(stage_name(cycle, "40-bi-train"), dev_passes(bi_steps), trained, factor, bi_steps)
+        add(stage_name(cycle, "40-bi-train"), whitened + dev_passes(bi_steps), trained, factor, bi_steps)
         add(stage_name(cycle, "50-evaluate"), (1 + orders) * on_dev)
     return plan, inspection
 
@@ -246,6 +248,9 @@ def _score_sample(
     for i, backbone in enumerate(backbones):
         model = _load(backbone, config, device)
         try:
+            if config.whiten:
+                some = pairs.select(rows)
+                whiten_encoder(model, [*some["sentence1"], *some["sentence2"]])
             scores, minutes = _measure(model, pairs.select(rows), config)
         except StateError as error:  # the run labels without it too
             if not columns and i == len(backbones) - 1:

@@ -19,6 +19,7 @@ from transenc.labeling import read_labels, thin_out
 from transenc.model_cards import save_model
 from transenc.signals import StopRequest
 from transenc.training import TrainingContext, train_bi_encoder, train_cross_encoder, write_log
+from transenc.whitening import remove_whitening, whiten_encoder
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class Student:
         stop: StopRequest,
         down_weight: float = 0.0,
         peer: Path | None = None,
+        whiten: bool = False,
     ) -> None:
         """Train a bi-encoder on the labels of a stage; errors as of `training.train_bi_encoder`.
 
@@ -86,17 +88,29 @@ class Student:
             stop: asked after every step.
             down_weight: see `labeling.thin_out`.
             peer: the folder of the bi-encoder whose geometry is kept; None: its own.
+            whiten: train without the whitening layer that the start may have, and whiten over the texts at the end.
         """
         with self._prepare(stop) as context:
             model = load_bi_encoder(self.start, device=device, trust_remote_code=self.trust_remote_code)
-            rows = thin_out(read_labels(labels), down_weight, seed=context.seed, lists=settings.loss in LIST_LOSSES)
+            if whiten:
+                remove_whitening(model)
+            given = read_labels(labels)
+            rows = thin_out(given, down_weight, seed=context.seed, lists=settings.loss in LIST_LOSSES)
             other = None
             if peer is not None:
                 other = load_bi_encoder(
                     peer, dtype=context.precision, device=device, trust_remote_code=self.trust_remote_code
                 )
             log = train_bi_encoder(model, rows, settings=settings, context=context, peer=other)
-            self._keep(model, log, settings=settings, pairs=len(rows))
+            facts: dict[str, Any] = {"settings": settings, "pairs": len(rows)}
+            if whiten:
+                texts = [*given["sentence1"], *given["sentence2"]]
+                facts["whitened over sentences"] = whiten_encoder(model, texts)
+                if self._last.is_dir():
+                    last = load_bi_encoder(self._last, device=device, trust_remote_code=self.trust_remote_code)
+                    whiten_encoder(last, texts)
+                    save_model(last, self._last)
+            self._keep(model, log, **facts)
 
     @contextmanager
     def _prepare(self, stop: StopRequest) -> Iterator[TrainingContext]:
@@ -106,6 +120,11 @@ class Student:
 
     def _keep(self, model: Encoder, log: Sequence[Mapping[str, Any]], **facts: Any) -> None:
         save_model(model, self.out / f"model-{self.number}", card=self.describe(**facts))
-        if (last := self.context.work / "last").is_dir():
-            shutil.copytree(last, self.out / f"last-{self.number}")
+        if self._last.is_dir():
+            shutil.copytree(self._last, self.out / f"last-{self.number}")
         write_log(self.out / f"log-{self.number}.json", log)
+
+    @property
+    def _last(self) -> Path:
+        """The last weights, where a training chose others."""
+        return self.context.work / "last"

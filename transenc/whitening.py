@@ -1,7 +1,9 @@
 """Whitening: a linear layer behind a bi-encoder gives its embeddings the mean 0 and the covariance 1.
 
 Embeddings of one model point mostly the same way, and a few directions decide their cosines. Whitening undoes both, and
-nothing is trained (Su et al., 2021, https://arxiv.org/abs/2103.15316; Huang et al., EMNLP Findings 2021).
+nothing is trained (Su et al., 2021, https://arxiv.org/abs/2103.15316; Huang et al., EMNLP Findings 2021). Of all linear
+maps that whiten, which differ by a rotation that no cosine sees, the symmetric one is taken (ZCA, Kessy et al., 2018):
+it is unique, so that models of one start can still be averaged.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def whiten_encoder(
 
     Over the given sentences the new embeddings have the mean 0 and, but for shrinkage, the identity as covariance.
     Weak encoders gain by it, strong ones, trained with labels, lose (docs/bootstrap.md has figures). The layer is an
-    ordinary part of the model: it is saved, loaded and trained with it.
+    ordinary part of the model: it is saved, loaded and trained with it. One that was there before is replaced.
 
     Args:
         model: A bi-encoder, on its device.
@@ -73,6 +75,7 @@ def whiten_encoder(
         raise InputError(
             f"the model cuts its embeddings to {model.truncate_dim} numbers; whiten it without truncate_dim"
         )
+    remove_whitening(model)
     mean, matrix = fit_whitening(encode_texts(model, texts, batch_tokens=batch_tokens, progress=progress), dimensions)
     if len(texts) < len(mean):
         _LOG.warning("whitened %d dimensions over %d sentences; more of them give more", len(mean), len(texts))
@@ -90,13 +93,36 @@ def whiten_encoder(
     return len(texts)
 
 
+def remove_whitening(model: SentenceTransformer) -> bool:
+    """Take the layer of `whiten_encoder` off again, in place; what comes before it is as it was.
+
+    Returns:
+        Whether there was one: a `Dense` without activation at the end, behind a `Normalize`, which stays.
+
+    Example:
+        >>> remove_whitening(load_bi_encoder("my/whitened"))  # doctest: +SKIP
+        True
+    """
+    if not isinstance(model, SentenceTransformer) or len(model) < 3:
+        return False
+    *_, before, last = model
+    found = (
+        isinstance(before, Normalize)
+        and isinstance(last, Dense)
+        and isinstance(last.activation_function, torch.nn.Identity)
+    )
+    if found:
+        model.pop(-1)
+    return found
+
+
 def fit_whitening(vectors: np.ndarray, dimensions: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """What whitens the directions of embeddings: `(v / |v| - mean) @ matrix`.
+    """What whitens the directions of embeddings: `(v / |v| - mean) @ matrix`; with all dimensions it is symmetric.
 
     Args:
         vectors: Finite numbers of shape [n, dim]. The covariance of their directions is shrunk as Ledoit and Wolf
             (2004) say, so that n below dim is enough.
-        dimensions: Columns of the matrix, 1 to dim, by falling variance; None: dim.
+        dimensions: Columns of the matrix, 1 to dim: the principal axes with the most variance; None: all.
 
     Returns:
         The mean of shape [dim] and the matrix of shape [dim, dimensions], float64.
@@ -120,8 +146,8 @@ def fit_whitening(vectors: np.ndarray, dimensions: int | None = None) -> tuple[n
         raise StateError("the model gives all sentences the same embedding; there is nothing to whiten")
     found = LedoitWolf(store_precision=False).fit(directions)
     variances, axes = np.linalg.eigh(found.covariance_)  # rising
-    matrix = (axes / np.sqrt(variances))[:, ::-1]
-    return found.location_, matrix[:, :dimensions]
+    matrix = axes / np.sqrt(variances)
+    return found.location_, matrix @ axes.T if dimensions is None else matrix[:, ::-1][:, :dimensions]
 
 
 def describe_whitening(name: str | Path, *, sentences: int, dimensions: int) -> dict[str, Any]:
