@@ -29,7 +29,7 @@ from study_results import ARMS, DOCS, POOLS, SCREENS, name_tests, write_page
 from transenc.averaging import average_weights
 from transenc.benchmarks import STS_TASKS, load_benchmark
 from transenc.cli import main as transenc
-from transenc.config import DistillConfig, merge_config
+from transenc.config import DistillConfig, merge_config, to_dict
 from transenc.devices import resolve_precision
 from transenc.durable import read_json, write_json
 from transenc.encoders import load_bi_encoder, load_encoder
@@ -77,7 +77,7 @@ def main() -> int:
         "--fork",
         type=Path,
         metavar="RUN0",
-        help="take over the finished cycles of RUN0, the same recipe with fewer of them",
+        help="take over the finished stages of RUN0: fewer cycles of the recipe, or one that had no student yet",
     )
     run.add_argument("--extra", default="", help="flags of distill for every arm, e.g. '--bi-learning-rate 1e-4'")
     studies.add_parser("write", help="docs/study.md from docs/results/study-*.json")
@@ -177,9 +177,7 @@ def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> None:
         raise SystemExit(code)
     best, described = read_json(run / "best.json"), read_json(run / "run.json")
     if arguments.fork is not None:
-        former = read_json(arguments.fork / "run.json")["config"]
-        if differing := [key for key, value in described["config"].items() if key != "cycles" and former[key] != value]:
-            raise InputError(f"{arguments.fork}: not the recipe {arm}: {', '.join(differing)}; leave out --fork")
+        check_fork(arguments.fork, described["config"], arm)
     last = best["history"][-1]
     shown = [model["path"] for entry in best["history"] for model in (*entry["bi"], *entry["cross"])]
     shown = [path for path in shown if "/model-" in path]
@@ -201,6 +199,15 @@ def run_arm(arm: str, seed: int, arguments: argparse.Namespace) -> None:
         "labels": {} if len(starts) > 1 or tests != STS_TASKS else score_labels(run, len(best["history"]) - 1, data),
     }  # fmt: skip
     write_json(DOCS / "results" / f"study-{run.name}.json", result)
+
+
+def check_fork(fork: Path, config: Mapping[str, Any], arm: str) -> None:
+    """Refuse a run that another recipe began: what RUN0 has not done, more cycles or its student, may differ."""
+    former = to_dict(merge_config(DistillConfig(), read_json(fork / "run.json")["config"], where=str(fork)))
+    has_student = any(stage.name.endswith("bi-train") for stage in (fork / "stages").iterdir())
+    free = {"cycles"} if has_student else {"cycles", "bi"}
+    if differing := [key for key, value in config.items() if key not in free and former[key] != value]:
+        raise InputError(f"{fork}: not the recipe {arm}: {', '.join(differing)}; leave out --fork")
 
 
 def measure(scores: Mapping[str, np.ndarray], data: str | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,18 @@ def test_an_arm_is_run_once_and_told_with_its_intervals(
     forking[1] = "overlap-two-cycles"
     assert run_study(monkeypatch, *call[:5], *forking, *call[9:]) == 2  # not what was forked
     assert not (tmp_path / "docs" / "results" / "study-a-transductive-12-overlap-two-cycles-seed2021.json").exists()
+
+    monkeypatch.setitem(ARMS, "half-no-dropout", (*ARMS["half"], "--bi-dropout", "0"))  # type: ignore[arg-type]
+    forking[1] = "half-no-dropout"
+    assert run_study(monkeypatch, *call[:5], *forking, *call[9:]) == 2  # its student is there already
+    for part in ("best", "stages/c01-40-bi-train", "stages/c01-50-evaluate"):  # as if stopped before the student
+        shutil.rmtree(tmp_path / "work" / name / part)
+    (tmp_path / "work" / name / "best.json").unlink()
+    shutil.rmtree(tmp_path / "work" / "a-transductive-12-half-no-dropout-seed2021")
+    assert not run_study(monkeypatch, *call[:5], *forking, *call[9:])
+    still = read(tmp_path, "a-transductive-12-half-no-dropout-seed2021")
+    assert still["config"]["bi"]["dropout"] == 0
+    assert still["scores"][cross] == result["scores"][cross] and still["scores"][bi] != result["scores"][bi]
 
     page = describe_runs("a", "transductive", 12, [other, result])
     for path in (bi, cross):
