@@ -152,8 +152,12 @@ def test_sigkill_again_and_again(place: str, turn: int, scenario: Scenario, tmp_
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"simplified": 1.0, "alignment": 1.0, "overlap": 1.0, "keep_label": "agreement", "down_weight": 0.3}],
-    ids=["plain", "views"],
+    [
+        {},
+        {"simplified": 1.0, "alignment": 1.0, "overlap": 1.0, "keep_label": "agreement", "down_weight": 0.3},
+        {"whiten": True},
+    ],
+    ids=["plain", "views", "whitened"],
 )
 def test_several_models_resume(settings: dict[str, Any], tiny_bi: Path, tiny_bi_b: Path, tmp_path: Path) -> None:
     scenario = Scenario((tiny_bi, tiny_bi_b), dev=False).change(**settings)

@@ -1,7 +1,7 @@
 """Dropout of a model, changed for the length of a training.
 
-A student loses by dropout what a linear layer behind it, or an average of weights, had gained (docs/study.md); newer
-language models come without dropout, and then the two views of a sentence that SimCSE compares are the same.
+A student without dropout comes nearer to its labels (docs/study.md has what that gives). Newer language models have
+none: then the two views of a sentence that SimCSE compares are the same, unless some is set.
 """
 
 from __future__ import annotations
