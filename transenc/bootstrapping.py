@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -25,7 +23,16 @@ from transenc.errors import BusyError, InputError, StateError
 from transenc.locks import lock
 from transenc.metrics import embedding_spread
 from transenc.model_cards import describe_origin, save_model
-from transenc.run import JOURNAL, RUN_FILE, Run, check_identity, compare_identity, library_versions, open_run
+from transenc.run import (
+    JOURNAL,
+    RUN_FILE,
+    Run,
+    check_identity,
+    compare_identity,
+    digest_rows,
+    library_versions,
+    open_run,
+)
 from transenc.scoring import encode_texts
 from transenc.signals import StopRequest, stop_on_signals
 from transenc.templates import install_template
@@ -104,7 +111,7 @@ def bootstrap(
         "config": {"seed": seed, "precision": precision, "save_steps": save_steps, "bootstrap": to_dict(settings)},
         "model": model_digest(model),
         "pooling": pooling,
-        "sentences": {"rows": len(texts), "sha256": _digest(texts)},
+        "sentences": {"rows": len(texts), "sha256": digest_rows(texts)},
         "machine": machine,
         "inputs": {"model": str(model)},
     }
@@ -279,10 +286,3 @@ def _remove_scratch(part: Path) -> None:
 def _measure(model: SentenceTransformer, sentences: list[str]) -> dict[str, float]:
     some = sentences[:: max(1, len(sentences) // _MEASURED)][:_MEASURED]
     return {name: round(value, 4) for name, value in embedding_spread(encode_texts(model, some)).items()}
-
-
-def _digest(sentences: list[str]) -> str:
-    digest = hashlib.sha256()
-    for text in sentences:
-        digest.update(json.dumps(text).encode() + b"\n")
-    return digest.hexdigest()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +11,7 @@ from datasets import Dataset
 from transenc.config import Backbone, DistillConfig, to_dict
 from transenc.devices import resolve_devices, resolve_precision
 from transenc.encoders import model_digest
+from transenc.run import digest_rows
 
 
 def identify_run(
@@ -51,7 +50,7 @@ def identify_run(
         "config": _describe_config(config, mined=pairs is None),
         "backbones": {f"model-{i}": _describe_backbone(backbone) for i, backbone in enumerate(backbones)},
         "pairs": {**_describe_texts(pairs, sentences), "symmetric": symmetric},
-        "dev": None if dev is None else {"rows": len(dev), "sha256": _digest_rows(dev, tuple(dev.column_names))},
+        "dev": None if dev is None else {"rows": len(dev), "sha256": _digest_columns(dev, dev.column_names)},
         "machine": {
             "device": ",".join(devices),
             "threads": torch.get_num_threads(),
@@ -78,14 +77,10 @@ def _describe_config(config: DistillConfig, *, mined: bool) -> dict[str, Any]:
 def _describe_texts(pairs: Dataset | None, sentences: Sequence[str] | None) -> dict[str, Any]:
     if pairs is not None:
         columns = [name for name in ("sentence1", "sentence2", "list") if name in pairs.column_names]
-        return {"rows": len(pairs), "sha256": _digest_rows(pairs, columns)}
+        return {"rows": len(pairs), "sha256": _digest_columns(pairs, columns)}
     assert sentences is not None
-    rows = Dataset.from_dict({"sentence": list(sentences)})
-    return {"sentences": len(rows), "sha256": _digest_rows(rows, ("sentence",))}
+    return {"sentences": len(sentences), "sha256": digest_rows(sentences)}
 
 
-def _digest_rows(rows: Dataset, columns: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for values in zip(*(rows[name] for name in columns), strict=True):
-        digest.update(json.dumps(values, ensure_ascii=False).encode() + b"\n")
-    return digest.hexdigest()
+def _digest_columns(rows: Dataset, columns: Sequence[str]) -> str:
+    return digest_rows(zip(*(rows[name] for name in columns), strict=True))
