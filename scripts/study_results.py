@@ -115,7 +115,8 @@ def describe_runs(starts: str, pool: str, pairs: int, results: Sequence[Mapping[
         for path, scores in run["scores"].items():
             is_start, who = path.startswith("stages/c00"), name_backbone(run, path)
             model = f"cycle {int(path[8:10])} {'cross' if 'cross' in path else 'bi'}{who}"
-            name = f"start{who}" if is_start else f"{run['arm']}, seed {run['seed']}, {model}"
+            start = f"start{', whitened' if run['config'].get('whiten') else ''}{who}"
+            name = start if is_start else f"{run['arm']}, seed {run['seed']}, {model}"
             rows[name] = [
                 name,
                 *(f"{scores[task]:.2f}" for task in columns),
