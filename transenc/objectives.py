@@ -18,7 +18,8 @@ from sentence_transformers.sentence_transformer.losses import (
 from torch import nn
 from transformers import AutoTokenizer
 
-from transenc.config import BootstrapSettings
+from transenc.config import DROPOUT_OBJECTIVES, BootstrapSettings
+from transenc.dropout import has_dropout, use_dropout
 from transenc.encoders import quiet_loading
 from transenc.errors import InputError, StateError
 from transenc.losses import DecomposedContrastiveLoss
@@ -48,7 +49,8 @@ def build_objective(
         A dataset of n rows, sentence1 and sentence2, for `decomposed` also label, the row; and the loss.
 
     Raises:
-        InputError: the model cannot do it: no mask token (`mirror`), no decoder with cross-attention (`tsdae`).
+        InputError: the model cannot do it: no dropout (`simcse`, `decomposed`), no mask token (`mirror`), no decoder
+            with cross-attention (`tsdae`).
 
     Example:
         >>> build_objective.__name__
@@ -58,6 +60,8 @@ def build_objective(
     scale = 1 / settings.resolved_temperature
     loss: nn.Module
     limit = min(settings.max_length, model.max_seq_length or settings.max_length)
+    if settings.objective in DROPOUT_OBJECTIVES:
+        _check_dropout(model, settings)
     if settings.objective == "tsdae":
         second = cut_to_window(model, sentences, limit)  # to restore only what its source came from
         first = [delete_words(text, row=row, seed=seed) for row, text in enumerate(second)]
@@ -89,6 +93,17 @@ def build_objective(
     if settings.objective == "decomposed":
         columns["label"] = range(len(first))
     return Dataset.from_dict(columns), loss
+
+
+def _check_dropout(model: SentenceTransformer, settings: BootstrapSettings) -> None:
+    with use_dropout(model, settings.dropout):
+        if has_dropout(model):
+            return
+    ways = "take another objective" if settings.dropout else "set dropout, for instance 0.1"
+    raise InputError(
+        f"objective {settings.objective}: the model has no dropout, so both views of a sentence would be the same; "
+        f"{ways}"
+    )
 
 
 def cut_to_window(model: SentenceTransformer, texts: Sequence[str], limit: int) -> list[str]:

@@ -41,14 +41,8 @@ from transenc.checkpoints import (
     newest_checkpoint,
     saved_step,
 )
-from transenc.config import (
-    DROPOUT_OBJECTIVES,
-    BiTrainingSettings,
-    BootstrapSettings,
-    CrossTrainingSettings,
-    TrainingSettings,
-)
-from transenc.dropout import has_dropout, use_dropout
+from transenc.config import BiTrainingSettings, BootstrapSettings, CrossTrainingSettings, TrainingSettings
+from transenc.dropout import use_dropout
 from transenc.encoders import Encoder
 from transenc.errors import InputError, StateError
 from transenc.locks import lock
@@ -174,8 +168,8 @@ def train_contrastive(
     Raises:
         TypeError: `sentences` is one string.
         InputError: fewer than 2 different sentences, or the same tokens in all of them; the model cannot do what the
-            objective asks, or has no dropout where the objective needs it. StateError: a loss or gradient is not
-            finite, or all embeddings became alike. Interrupted: a signal came; a checkpoint is saved.
+            objective asks. StateError: a loss or gradient is not finite, or
+            all embeddings became alike. Interrupted: a signal came; a checkpoint is saved.
 
     Example:
         >>> train_contrastive.__name__
@@ -185,7 +179,6 @@ def train_contrastive(
     limit = min(settings.max_length, model.max_seq_length or settings.max_length)
     texts = cut_texts(check_sentences(sentences), limit)
     _check_tokens(model, texts, limit)
-    _check_views(model, settings)
     views, loss = build_objective(model, texts, settings=settings, seed=context.seed)
     return _train(
         model, views, loss.train(), SentenceTransformerTrainer, SentenceTransformerTrainingArguments, settings,
@@ -278,18 +271,6 @@ def _check_tokens(model: SentenceTransformer, texts: list[str], limit: int) -> N
         f"all {len(texts)} sentences have the same tokens, as far as the model reads them ({limit} tokens): nothing "
         "to tell apart; give other text, or a higher max_length"
     )
-
-
-def _check_views(model: SentenceTransformer, settings: BootstrapSettings) -> None:
-    if settings.objective not in DROPOUT_OBJECTIVES:
-        return
-    with use_dropout(model, settings.dropout):
-        if not has_dropout(model):
-            ways = "take another objective" if settings.dropout else "set dropout, for instance 0.1"
-            raise InputError(
-                f"objective {settings.objective}: the model has no dropout, so both views of a sentence would be the "
-                f"same; {ways}"
-            )
 
 
 def _watch_collapse(model: Encoder, rows: Dataset, context: TrainingContext) -> TrainerCallback:
